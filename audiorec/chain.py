@@ -1,0 +1,63 @@
+"""The chain (design 3): which task reads which, and which settings change its result."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task: its inputs by name, the settings groups it hashes and what it is for, in a line."""
+
+    name: str
+    inputs: tuple[str, ...]
+    settings: tuple[str, ...]
+    purpose: str
+
+
+_TASKS = (
+    Task("extract", (), ("time", "extract"), "typed, deduplicated interactions a day; catalogue, users, rejects"),
+    Task("validate", ("extract",), ("time", "validation"), "data-quality verdict and Data Docs"),
+    Task("embed_text", ("extract",), ("text",), "Sentence-BERT vectors of title and description"),
+    Task("embed_music", ("extract",), ("time", "music"), "artist vectors, factorised on the train cut"),
+    Task("build_graph", ("extract",), ("time", "graph"), "the co-listening graph at every cut"),
+    Task("train_hgnn", ("embed_text", "build_graph"), ("time", "hgnn"), "HGNN weights and item embeddings"),
+    Task(
+        "train_two_tower",
+        ("extract", "embed_text", "embed_music", "train_hgnn"),
+        ("time", "two_tower"),
+        "weights of both towers, with and without HGNN",
+    ),
+    Task(
+        "evaluate",
+        ("extract", "embed_text", "embed_music", "train_hgnn", "train_two_tower"),
+        ("time", "evaluation"),
+        "the protocol on the hold-out: metrics, segments, rivals, ranks",
+    ),
+    Task(
+        "refresh",
+        ("extract", "embed_text", "embed_music", "build_graph", "train_hgnn", "train_two_tower"),
+        ("time",),
+        "judged weights on everything known: item vectors, user features, popularity",
+    ),
+    Task("build_index", ("refresh",), ("index",), "nearest-neighbour index, recall measured and gated"),
+    Task(
+        "promote",
+        (
+            "extract",
+            "embed_text",
+            "embed_music",
+            "build_graph",
+            "train_hgnn",
+            "train_two_tower",
+            "evaluate",
+            "refresh",
+            "build_index",
+        ),
+        ("release", "evaluation"),
+        "a registered MLflow version, the gate's verdict, the alias moved or not",
+    ),
+)
+
+CHAIN: dict[str, Task] = {task.name: task for task in _TASKS}
+"""Tasks by name, in the order in which they run."""

@@ -1,0 +1,1 @@
+"""Judging: the evaluation protocol (design 8), used by `evaluate`, the gate and every experiment."""

@@ -1,0 +1,207 @@
+"""The evaluation protocol (design 8), in one place: who is judged, on which titles, by which figures.
+
+One global split. Relevant are titles first streamed in the hold-out; what a user streamed before is never
+recommended again. Ranking is exact over a whole catalogue, in two panels:
+
+* `known`: titles streamed by anybody before the split, relevant titles restricted to them;
+* `full`: all titles published by the split, or undated.
+
+Segments: `warm` users gave any audiobook signal before the split, `cold` ones did anything else, `none` nothing at
+all; `all` is warm and cold together. Differs from the paper, which leaves most of this open (paper 6.1-6.2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+
+from audiorec.catalogue import Extract, day_number
+from audiorec.cuts import Cuts
+from audiorec.settings import Evaluation
+from models.metrics import (
+    bootstrap_interval,
+    first_hit_ranks,
+    hit_rate_at_k,
+    paired_bootstrap_interval,
+    popularity_tiers,
+    reciprocal_rank,
+    top_k,
+)
+
+PANELS = ("known", "full")
+SEGMENTS = ("all", "warm", "cold", "none")
+TAIL_TIERS = (3, 4, 5)
+_CHUNK = 512
+
+Ranker = Callable[[np.ndarray], np.ndarray]
+"""Scores float [R, audiobooks] of rows of `HoldOut.users`, the higher the better."""
+
+
+@dataclass(frozen=True)
+class HoldOut:
+    """The users of one hold-out and what is relevant, barred and allowed for each of them."""
+
+    split: int
+    users: np.ndarray
+    segment: np.ndarray
+    relevant: sp.csr_matrix
+    streamed: sp.csr_matrix
+    candidates: Mapping[str, np.ndarray]
+    tier: np.ndarray
+
+    def panel_relevant(self, panel: str, tail: bool = False) -> sp.csr_matrix:
+        """0/1 [users, audiobooks]: relevant titles that are candidates of the panel (and, with `tail`, unpopular)."""
+        keep = self.candidates[panel]
+        if tail:
+            keep = keep & np.isin(self.tier, TAIL_TIERS)
+        restricted = self.relevant @ sp.diags(keep.astype(np.float64))
+        restricted.eliminate_zeros()
+        return restricted.tocsr()
+
+
+def make_hold_out(extract: Extract, cuts: Cuts, settings: Evaluation) -> HoldOut:
+    """Lay out the hold-out of `cuts`: users with a relevant title among the full panel's, sampled beyond a limit."""
+    split, last = day_number(cuts.split), day_number(cuts.as_of)
+    firsts = extract.first_streams
+    shape = (len(extract.users), len(extract.audiobooks))
+
+    def matrix(rows: pd.DataFrame) -> sp.csr_matrix:
+        return sp.csr_matrix((np.ones(len(rows)), (rows["user_idx"], rows["audiobook_idx"])), shape=shape)
+
+    before = firsts[firsts["day"] < split]
+    known = np.zeros(shape[1], bool)
+    known[before["audiobook_idx"].unique()] = True
+    full = (extract.published_day <= split) | known
+    during = firsts[(firsts["day"] >= split) & (firsts["day"] <= last)]
+    relevant = matrix(during[full[during["audiobook_idx"].to_numpy(np.int64)]])
+    users = np.flatnonzero(relevant.getnnz(axis=1) > 0)
+    if len(users) > settings.max_users:
+        users = np.sort(np.random.default_rng(settings.seed).choice(users, settings.max_users, replace=False))
+    segment = np.where(
+        extract.first_signal_day[users] < split, "warm", np.where(extract.first_seen_day[users] < split, "cold", "none")
+    )
+    window = cuts.judge
+    events = extract.events("audiobook", window.first_day, window.last_day)
+    streams = np.bincount(events.loc[events["signal"] == 0, "item_idx"], minlength=shape[1])
+    return HoldOut(
+        split, users, segment, relevant[users], matrix(before)[users], {"known": known, "full": full}, popularity_tiers(streams)
+    )
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """One model's ranks: by panel, the place of the first relevant title of each user, and what was shown.
+
+    `ranks[panel]` int [users]: 1.., 0 for not within `depth`, -1 for a user without relevant title in the panel.
+    `tail_ranks` the same for tail titles only. `shown[panel]` int [users, depth]: titles, -1 for none.
+    """
+
+    ranks: Mapping[str, np.ndarray]
+    tail_ranks: Mapping[str, np.ndarray]
+    shown: Mapping[str, np.ndarray]
+
+
+def judge(hold_out: HoldOut, ranker: Ranker, depth: int = 100) -> Judgement:
+    """Rank the whole catalogue for every user of the hold-out, exactly; ties go to the lower id."""
+    ranks, tail_ranks, shown = {}, {}, {}
+    relevant = {(panel, tail): hold_out.panel_relevant(panel, tail) for panel in PANELS for tail in (False, True)}
+    parts: dict[str, list[np.ndarray]] = {panel: [] for panel in PANELS}
+    for start in range(0, len(hold_out.users), _CHUNK):
+        rows = np.arange(start, min(start + _CHUNK, len(hold_out.users)))
+        scores = ranker(rows)
+        barred = hold_out.streamed[rows].toarray() > 0
+        for panel in PANELS:
+            parts[panel].append(top_k(scores, barred | ~hold_out.candidates[panel][None, :], depth))
+    for panel in PANELS:
+        shown[panel] = np.concatenate(parts[panel]) if parts[panel] else np.zeros((0, depth), np.int64)
+        ranks[panel] = _ranks(shown[panel], relevant[panel, False])
+        tail_ranks[panel] = _ranks(shown[panel], relevant[panel, True])
+    return Judgement(ranks, tail_ranks, shown)
+
+
+def _ranks(shown: np.ndarray, relevant: sp.csr_matrix) -> np.ndarray:
+    ranks = first_hit_ranks(shown, relevant.indptr, relevant.indices)
+    return np.where(relevant.getnnz(axis=1) > 0, ranks, -1)
+
+
+def summarise(
+    hold_out: HoldOut, judgements: Mapping[str, Judgement], settings: Evaluation, reference: str
+) -> pd.DataFrame:
+    """Figures in long form: panel, model, segment, metric, value, low, high, users, and the paired difference.
+
+    Metrics: HR@10, MRR, tail HR@10 (bootstrap intervals over users), coverage (no interval: it is no mean over users).
+    `difference*` compare with `reference` on the same users. `judged` is False for segments that are too small.
+    """
+    rows = []
+    for panel in PANELS:
+        for segment in SEGMENTS:
+            in_segment = np.isin(hold_out.segment, ("warm", "cold")) if segment == "all" else hold_out.segment == segment
+            for model, judgement in judgements.items():
+                theirs = judgements[reference]
+                for metric, values in _per_user(judgement, panel, settings).items():
+                    chosen = in_segment & ~np.isnan(values)
+                    other = _per_user(theirs, panel, settings)[metric]
+                    own = bootstrap_interval(values[chosen], draws=settings.bootstrap, seed=settings.seed)
+                    paired = paired_bootstrap_interval(
+                        values[chosen], other[chosen], draws=settings.bootstrap, seed=settings.seed
+                    )
+                    rows.append(
+                        {
+                            "panel": panel,
+                            "model": model,
+                            "segment": segment,
+                            "metric": metric,
+                            "value": own.mean,
+                            "low": own.low,
+                            "high": own.high,
+                            "users": own.users,
+                            "difference": paired.mean,
+                            "difference_low": paired.low,
+                            "difference_high": paired.high,
+                            "judged": own.users >= settings.min_segment_users,
+                        }
+                    )
+                shown = judgement.shown[panel][in_segment & (judgement.ranks[panel] >= 0)]
+                candidates = int(hold_out.candidates[panel].sum())
+                titles = np.unique(shown)
+                rows.append(
+                    {
+                        "panel": panel,
+                        "model": model,
+                        "segment": segment,
+                        "metric": f"coverage@{settings.depth}",
+                        "value": float((titles >= 0).sum() / candidates) if candidates else np.nan,
+                        "users": len(shown),
+                        "judged": len(shown) >= settings.min_segment_users,
+                    }
+                )
+    return pd.DataFrame(rows)
+
+
+def _per_user(judgement: Judgement, panel: str, settings: Evaluation) -> dict[str, np.ndarray]:
+    """Values by user, NaN for users that the panel leaves out."""
+    ranks, tail = judgement.ranks[panel], judgement.tail_ranks[panel]
+    return {
+        f"HR@{settings.hit_k}": np.where(ranks < 0, np.nan, hit_rate_at_k(ranks, settings.hit_k)),
+        "MRR": np.where(ranks < 0, np.nan, reciprocal_rank(ranks, settings.depth)),
+        f"tail HR@{settings.hit_k}": np.where(tail < 0, np.nan, hit_rate_at_k(tail, settings.hit_k)),
+    }
+
+
+def popularity_ranker(counts: np.ndarray) -> Ranker:
+    """Everybody gets the same order, by counts [audiobooks]."""
+    return lambda rows: np.broadcast_to(counts.astype(np.float64), (len(rows), len(counts)))
+
+
+def vector_ranker(user_vectors: np.ndarray, item_vectors: np.ndarray) -> Ranker:
+    """Inner products of user vectors [users, D], in the hold-out's order, and item vectors [audiobooks, D]."""
+    return lambda rows: user_vectors[rows] @ item_vectors.T
+
+
+def best_window(hit_rates: Mapping[int, float], windows: Sequence[int]) -> int:
+    """The window with the best validation hit rate; the shorter one of equals."""
+    return max(windows, key=lambda window: (hit_rates[window], -window))

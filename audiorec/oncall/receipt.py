@@ -1,0 +1,76 @@
+"""The last check of a run: every task left a manifest of the right date.
+
+A green run is no proof of work. Airflow 3.3 marks a run with no task instances a success, a skipped task
+passes its state on, and a task may be marked a success by hand; each has happened. The receipt asks for what
+a run is for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
+class NoReceipt(RuntimeError):
+    """Tasks without a result; the message lists them."""
+
+    code = "NO-RECEIPT"
+
+    def __init__(self, message: str, missing: tuple[str, ...]) -> None:
+        super().__init__(message)
+        self.missing = missing
+
+
+def receipt(results: Mapping[str, Mapping[str, Any] | None], as_of: str) -> dict[str, Any]:
+    """Check what every task of the chain handed on and sum it up.
+
+    Args:
+        results: by task, in chain order, what it returned; None where it returned nothing.
+
+    Raises:
+        NoReceipt: a task without a manifest, or with one of another date.
+    """
+    missing = [task for task, result in results.items() if not (result or {}).get("manifest")]
+    foreign = {
+        task: result.get("as_of")
+        for task, result in results.items()
+        if result and result.get("as_of") != as_of
+    }
+    if missing or foreign:
+        parts = []
+        if missing:
+            parts.append(f"no manifest came from {', '.join(missing)}")
+        parts += [f"{task} is about {other}" for task, other in foreign.items()]
+        raise NoReceipt(
+            f"the run of {as_of} has no receipt: {'; '.join(parts)}. If a task failed, mend that first; if "
+            "all are green, a task was skipped or marked by hand: Clear it with downstream",
+            tuple(missing),
+        )
+    rows = {
+        task: {
+            "state": result.get("state"),
+            "seconds": result.get("seconds"),
+            "peak_mb": result.get("peak_mb"),
+            "fingerprint": result.get("fingerprint"),
+            "verdict": result.get("verdict"),
+        }
+        for task, result in results.items()
+        if result
+    }
+    return {
+        "as_of": as_of,
+        "seconds": round(sum(float(row["seconds"] or 0) for row in rows.values()), 1),
+        "worked": [task for task, row in rows.items() if row["state"] != "up_to_date"],
+        "tasks": rows,
+    }
+
+
+def receipt_table(summary: Mapping[str, Any]) -> str:
+    """The receipt as lines of the log."""
+    tasks: Mapping[str, Mapping[str, Any]] = summary["tasks"]
+    width = max(len(task) for task in tasks)
+    lines = [f"receipt of {summary['as_of']}: {len(tasks)} manifests, {summary['seconds']} s of work"]
+    for task, row in tasks.items():
+        line = f"  {task:<{width}}  {row['state']:<10}  {float(row['seconds'] or 0):>8.1f} s"
+        lines.append(f"{line}  {row['fingerprint']}" + (f"  {row['verdict']}" if row["verdict"] else ""))
+    return "\n".join(lines)

