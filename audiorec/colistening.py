@@ -13,6 +13,8 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
+from audiorec.catalogue import Extract
+from audiorec.cuts import Cut
 from audiorec.settings import Graph
 
 _BLOCK_PAIRS = 30_000_000
@@ -103,3 +105,21 @@ def _merge(one: sp.csr_matrix, other: sp.csr_matrix) -> sp.csr_matrix:
 def _edges(matrix: sp.csr_matrix) -> Edges:
     matrix.sort_indices()
     return Edges(matrix.indptr.astype(np.int64), matrix.indices.astype(np.int32), matrix.data.astype(np.int32))
+
+
+def cut_relations(extract: Extract, cut: Cut, settings: Graph) -> dict[str, Edges]:
+    """The four message directions of one cut's graph, by name (rows_neighbours)."""
+    users, limit = len(extract.users), settings.max_titles_per_user
+    audiobooks = listening_matrix(
+        extract.events("audiobook", cut.first_day, cut.last_day), users, len(extract.audiobooks), limit
+    )
+    podcasts = listening_matrix(
+        extract.events("podcast", cut.first_day, cut.last_day), users, len(extract.podcasts), limit
+    )
+    between, back = choose_edges(audiobooks, podcasts, settings)
+    return {
+        "audiobook_audiobook": choose_edges(audiobooks, audiobooks, settings)[0],
+        "audiobook_podcast": between,
+        "podcast_audiobook": back,
+        "podcast_podcast": choose_edges(podcasts, podcasts, settings)[0],
+    }

@@ -48,7 +48,7 @@ class Group(BaseModel):
 
 
 class Source(Group):
-    uri: str = setting("data/sample", "source tables: a folder of parquet, a .duckdb file or a .sql file of views")
+    uri: str = setting(".audiorec/sample", "source tables: a folder of parquet, a .duckdb file or a .sql file of views")
 
 
 class StoreSettings(Group):

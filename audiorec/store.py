@@ -63,8 +63,13 @@ class Manifest(BaseModel):
     facts: dict[str, Any]
 
     def to_bytes(self) -> bytes:
-        """Canonical JSON: equal manifests are equal bytes."""
-        return (json.dumps(self.model_dump(mode="json"), sort_keys=True, indent=1) + "\n").encode()
+        """Canonical JSON, its own sha256 among it: equal manifests are equal bytes, and an altered one shows."""
+        plain = self.model_dump(mode="json")
+        return _canonical({**plain, "sha256": hashlib.sha256(_canonical(plain)).hexdigest()})
+
+
+def _canonical(plain: Mapping[str, Any]) -> bytes:
+    return (json.dumps(plain, sort_keys=True, indent=1) + "\n").encode()
 
 
 def sha256_of(path: Path) -> str:
@@ -132,9 +137,15 @@ class Store:
                     f"{path} has manifest format {raw.get('format')!r}, this version reads {FORMAT}; "
                     "upgrade audiorec or rebuild with --force"
                 )
+            raw.pop("sha256", None)
             manifest = Manifest.model_validate(raw)
         except (ValueError, AttributeError, ValidationError) as error:
             raise Corrupt(f"{path} is not a readable manifest ({error}); delete its folder and run the task again") from None
+        if manifest.to_bytes() != data:
+            raise Corrupt(
+                f"{path} has other bytes than were written (its own sha256 does not fit): it was altered or damaged; "
+                "delete its folder and run the task again"
+            )
         if not path.endswith(f"{manifest.dataset}/{manifest.key}/{manifest.fingerprint}/{MANIFEST}"):
             raise Corrupt(f"{path} says it is {manifest.dataset}/{manifest.key}/{manifest.fingerprint}; it was moved or altered")
         return manifest
@@ -145,8 +156,12 @@ class Store:
 
     def versions(self, dataset: str, key: str) -> list[Manifest]:
         """All complete versions under one key, sorted by fingerprint."""
-        found = (self.find(dataset, key, fp) for fp in self._children(f"{self.root}/{dataset}/{key}"))
+        found = (self.find(dataset, key, fp) for fp in self.fingerprints(dataset, key))
         return [manifest for manifest in found if manifest]
+
+    def fingerprints(self, dataset: str, key: str) -> list[str]:
+        """Sorted fingerprints under one key, of complete versions and of such as a killed writer left."""
+        return self._children(f"{self.root}/{dataset}/{key}")
 
     def _children(self, folder: str) -> list[str]:
         try:
@@ -176,14 +191,14 @@ class Store:
                 self.fs.get_file(remote, str(temporary))
                 temporary.replace(local)
         if not local.exists():
-            raise Corrupt(f"{remote} is missing, though its manifest names it; run {manifest.dataset} again with --force")
+            raise Corrupt(f"{remote} is missing, though its manifest names it; run the task that writes {manifest.dataset} again with --force")
         found = sha256_of(local)
         if found != stored.sha256:
             if not self.is_local:
                 local.unlink()
             raise Corrupt(
                 f"{remote} has sha256 {found[:12]}…, its manifest promises {stored.sha256[:12]}…: "
-                f"the file was altered or damaged; run {manifest.dataset} again with --force"
+                f"the file was altered or damaged; run the task that writes {manifest.dataset} again with --force"
             )
         return local
 
@@ -268,6 +283,18 @@ class Store:
             assert winner is not None, "a manifest that could not be created exclusively must exist"
             return winner
         return manifest
+
+    def write_pointer(self, name: str, data: bytes) -> None:
+        """Replace a small file at the root that points to versions; the only thing here that ever changes."""
+        self.fs.makedirs(self.root, exist_ok=True)
+        self._write(f"{self.root}/{name}", data, replace=True)
+
+    def read_pointer(self, name: str) -> bytes | None:
+        """The bytes of a pointer, None if there is none."""
+        try:
+            return bytes(self.fs.cat_file(f"{self.root}/{name}"))
+        except FileNotFoundError:
+            return None
 
     def _put(self, folder: str, name: str, path: Path) -> StoredFile:
         sha = sha256_of(path)

@@ -10,18 +10,23 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
-from audiorec.errors import BadSettings
+from audiorec.errors import BadSettings, Corrupt
+from audiorec.fingerprint import code_fingerprint, digest
+from audiorec.progress import Progress
 from audiorec.settings import Text
+from audiorec.store import Store
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+CACHE = "text_vectors"
 BATCH = 16
 BUILTIN = "builtin:all-MiniLM-L6-v2"
 
@@ -97,3 +102,63 @@ def encode(
             if progress:
                 progress(len(part))
     return vectors
+
+
+@dataclass(frozen=True)
+class TextVectors:
+    """Vectors by text hash, how many of the wanted texts were encoded now and how many came from the cache."""
+
+    by_hash: dict[str, NDArray[np.float32]]
+    width: int
+    encoded: int
+    reused: int
+
+    def matrix(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """[len(texts), D] in the order of `texts`; zeros for the empty text."""
+        matrix = np.zeros((len(texts), max(self.width, 1)), np.float32)
+        for row, entry in enumerate(texts):
+            if entry:
+                matrix[row] = self.by_hash[text_hash(entry)]
+        return matrix
+
+
+def cached_vectors(store: Store, settings: Text, texts: Sequence[str]) -> TextVectors:
+    """Vectors of all texts; those that no segment of the cache holds are encoded now and kept as a new segment."""
+    key = model_key(settings)
+    cache: dict[str, NDArray[np.float32]] = {}
+    for fingerprint in store.fingerprints(CACHE, key):
+        try:
+            segment = store.find(CACHE, key, fingerprint)
+            if segment is None:
+                continue
+            hashes = pd.read_parquet(store.open(segment, "texts.parquet"))["text_hash"]
+            vectors = np.load(store.open(segment, "vectors.npy"), mmap_mode="r", allow_pickle=False)
+        except Corrupt as error:
+            print(f"{error}. Its texts are encoded anew", flush=True)
+            continue
+        cache.update(zip(hashes, vectors, strict=True))
+    wanted = sorted({entry for entry in texts if entry})
+    missing = [entry for entry in wanted if text_hash(entry) not in cache]
+    if missing:
+        progress = Progress(len(missing), "texts")
+        encoded = encode(load_model(settings), missing, progress.advance)
+        hashes_now = [text_hash(entry) for entry in missing]
+        cache.update(zip(hashes_now, encoded, strict=True))
+        with store.working_folder() as folder:
+            table, matrix = folder / "texts.parquet", folder / "vectors.npy"
+            pd.DataFrame({"text_hash": hashes_now}).to_parquet(table, index=False)
+            np.save(matrix, encoded, allow_pickle=False)
+            store.commit(
+                dataset=CACHE,
+                key=key,
+                fingerprint=digest(hashes_now),
+                outputs={"texts.parquet": table, "vectors.npy": matrix},
+                inputs={},
+                settings=settings.model_dump(mode="json"),
+                code="",
+                facts={"counts": {"texts": len(hashes_now)}},
+                replace=True,  # mends a damaged segment of the same texts
+            )
+    # Of a wanted text, not of any: what else the cache holds must not decide the shape.
+    width = cache[text_hash(wanted[0])].shape[0] if wanted else 0
+    return TextVectors(cache, width, len(missing), len(wanted) - len(missing))

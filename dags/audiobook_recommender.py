@@ -7,6 +7,8 @@ is run (as a child process, watched) in `audiorec/launcher.py`; what a failure s
 
 from __future__ import annotations
 
+import logging
+from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
@@ -31,6 +33,7 @@ from audiorec.chain import CHAIN
 from audiorec.dates import RunFacts, resolve_as_of
 from audiorec.errors import BadSettings
 from audiorec.oncall import callbacks
+from audiorec.oncall.pages import browsable, runbook_address, ui_address
 from audiorec.oncall.receipt import NoReceipt, receipt, receipt_table
 from audiorec.settings import PROFILES, TaskResources, load_settings
 
@@ -40,6 +43,9 @@ RELEASE = Asset(
     group="audiobook_recommender",
     extra={"registry": "MLflow registered model audiobook_recommender, alias champion"},
 )
+
+LINKS = ("Data Docs", "MLflow run", "MLflow version", "Runbook")
+"""Buttons on a task's page; the first three where its result names an address, the last where it failed."""
 
 AS_OF = "{{ ti.xcom_pull(task_ids='resolve_as_of') }}"
 """Every task takes the run's date from the first one: see traps 1-3 in docs/architecture.md."""
@@ -284,7 +290,7 @@ class ChainTask(BaseOperator):
     """One task of the chain, run as `python -m tasks.NAME` by the launcher."""
 
     template_fields = ("as_of",)
-    operator_extra_links = (ResultLink("Data Docs"), ResultLink("MLflow run"), ResultLink("MLflow version"))
+    operator_extra_links = tuple(ResultLink(name) for name in LINKS)
 
     def __init__(self, *, as_of: str = AS_OF, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -292,30 +298,41 @@ class ChainTask(BaseOperator):
         self.links: dict[str, str] = {}
 
     def execute(self, context: Context) -> dict[str, Any]:
-        params = context["params"]
-        built_on = context["ti"].xcom_pull(task_ids="extract") if self.task_id != "extract" else None
+        params, ti = context["params"], context["ti"]
+        ui = ui_address(ti.log_url) or ""
+        built_on = ti.xcom_pull(task_ids="extract") if self.task_id != "extract" else None
+        settings = load_settings(profile=params["profile"])
         try:
             result = launcher.run_task(
                 self.task_id,
                 date.fromisoformat(self.as_of),
-                load_settings(profile=params["profile"]),
+                settings,
                 profile=params["profile"],
                 force=params["force"],
                 promote=params["promote"],
                 extract=(built_on or {}).get("fingerprint"),
                 run_type=RunFacts.from_dag_run(context["dag_run"]).run_type,
+                emit=self.say,
             )
         except launcher.TaskFailed as failure:
             if failure.result:
-                self.links = failure.result.links
-                print(failure.result.table())
+                self.links = browsable(failure.result.links, settings, ui)
+                self.say(failure.result.table())
+            self.links["Runbook"] = runbook_address(failure.code, settings, ui)
             raise
-        self.links = result.links
-        print(result.table())
+        self.links = browsable(result.links, settings, ui)
+        result = replace(result, links=self.links)
+        self.say(result.table())
         if RELEASE in self.outlets:
             about = {"as_of": result.as_of, "verdict": result.verdict, "fingerprint": result.fingerprint}
             context["outlet_events"][RELEASE].extra = {**about, **result.counts, "manifest": result.manifest}
         return result.to_dict()
+
+    def say(self, text: str) -> None:
+        """To the task's log, in order with Airflow's own lines (print goes another way and may be late)."""
+        for line in text.splitlines():
+            level = logging.WARNING if line.lower().startswith(("warning:", "critical:")) else logging.INFO
+            self.log.log(level, "%s", line)
 
     def on_kill(self) -> None:
         launcher.end_children()
@@ -330,7 +347,8 @@ class Receipt(BaseOperator):
         ti = context["ti"]
         results = {task: ti.xcom_pull(task_ids=task) for task in CHAIN}
         summary = receipt(results, str(ti.xcom_pull(task_ids="resolve_as_of")))
-        print(receipt_table(summary))
+        for line in receipt_table(summary).splitlines():
+            self.log.info("%s", line)
         return summary
 
 

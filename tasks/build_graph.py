@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from audiorec.catalogue import Extract, load_extract
-from audiorec.colistening import Edges, choose_edges, listening_matrix
-from audiorec.cuts import Cut, cuts
+from audiorec.catalogue import load_extract
+from audiorec.colistening import cut_relations
+from audiorec.cuts import cuts
 from audiorec.progress import Progress
 from audiorec.settings import Settings
 from audiorec.store import Manifest
@@ -25,7 +25,7 @@ def run(settings: Settings, inputs: Inputs, out: Output) -> Manifest:
     counts: dict[str, int] = {"audiobooks": len(extract.audiobooks), "podcasts": len(extract.podcasts)}
     progress = Progress(len(all_cuts), "cuts")
     for cut in all_cuts:
-        relations = cut_relations(extract, cut, settings)
+        relations = cut_relations(extract, cut, settings.graph)
         for name, edges in relations.items():
             np.save(out.path(f"{cut.name}.{name}.indptr.npy"), edges.indptr, allow_pickle=False)
             np.save(out.path(f"{cut.name}.{name}.indices.npy"), edges.indices, allow_pickle=False)
@@ -37,24 +37,6 @@ def run(settings: Settings, inputs: Inputs, out: Output) -> Manifest:
             out.note(f"warning: {warning}")
         progress.advance(note=cut.name)
     return out.commit(counts=counts)
-
-
-def cut_relations(extract: Extract, cut: Cut, settings: Settings) -> dict[str, Edges]:
-    """The four message directions of one cut's graph, by name (rows_neighbours)."""
-    users, limit = len(extract.users), settings.graph.max_titles_per_user
-    audiobooks = listening_matrix(
-        extract.events("audiobook", cut.first_day, cut.last_day), users, len(extract.audiobooks), limit
-    )
-    podcasts = listening_matrix(
-        extract.events("podcast", cut.first_day, cut.last_day), users, len(extract.podcasts), limit
-    )
-    between, back = choose_edges(audiobooks, podcasts, settings.graph)
-    return {
-        "audiobook_audiobook": choose_edges(audiobooks, audiobooks, settings.graph)[0],
-        "audiobook_podcast": between,
-        "podcast_audiobook": back,
-        "podcast_podcast": choose_edges(podcasts, podcasts, settings.graph)[0],
-    }
 
 
 if __name__ == "__main__":

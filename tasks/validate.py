@@ -34,25 +34,28 @@ def run(settings: Settings, inputs: Inputs, out: Output) -> Manifest:
     """Write `validation.json` (every check with its value and reason) and the run's Data Docs."""
     validation = settings.slice(("validation",))["validation"]
     suites, found = _suites(settings, inputs, validation)
+    quarantined = [_quarantined(r) for r in found.rejects]
+
+    def report_of(results: Sequence[SuiteResult]) -> dict[str, Any]:
+        critical, warnings = _failures(results)
+        return {
+            "as_of": inputs.as_of.isoformat(),
+            "verdict": _verdict(critical, warnings),
+            "critical": [failure.line() for failure in critical],
+            "warnings": [failure.line() for failure in warnings],
+            "quarantined": quarantined,
+            "rows_by_day": _rows_by_day(found),
+            "suites": {result.name: result.json for result in results},
+        }
+
     if out.store.is_local:
         folder = Path(out.store.folder(DATA_DOCS, out.key, out.fingerprint))
-        results = evaluate_with_docs(suites, folder)
+        results = evaluate_with_docs(suites, folder, report_of)
         out.links["Data Docs"] = str(folder / INDEX)
     else:
         results = [evaluate(suite) for suite in suites]
-    critical = [failure for result in results for failure in result.critical]
-    warnings = [failure for result in results for failure in result.warnings]
-    quarantined = [_quarantined(r) for r in found.rejects]
-    verdict = _verdict(critical, warnings)
-    report = {
-        "as_of": inputs.as_of.isoformat(),
-        "verdict": verdict,
-        "critical": [failure.line() for failure in critical],
-        "warnings": [failure.line() for failure in warnings],
-        "quarantined": quarantined,
-        "rows_by_day": _rows_by_day(found),
-        "suites": {result.name: result.json for result in results},
-    }
+    report = report_of(results)
+    critical, warnings = _failures(results)
     out.path("validation.json").write_text(
         json.dumps(report, indent=1, sort_keys=True, ensure_ascii=False, default=str) + "\n", encoding="utf-8"
     )
@@ -73,7 +76,7 @@ def run(settings: Settings, inputs: Inputs, out: Output) -> Manifest:
             "warnings": len(warnings),
             "quarantined_rows": sum(row["rows"] for row in quarantined),
         },
-        verdict=verdict,
+        verdict=report["verdict"],
         failure=message,
         codes=sorted({one.code for one in critical}),
     )
@@ -195,6 +198,13 @@ def _rows_by_day(found: interactions.Profile) -> dict[str, dict[str, int]]:
         for day in days
         if day >= found.first_day
     }
+
+
+def _failures(results: Sequence[SuiteResult]) -> tuple[list[Failure], list[Failure]]:
+    return (
+        [failure for result in results for failure in result.critical],
+        [failure for result in results for failure in result.warnings],
+    )
 
 
 def _verdict(critical: Sequence[Failure], warnings: Sequence[Failure]) -> str:

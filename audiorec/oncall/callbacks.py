@@ -17,9 +17,10 @@ import httpx
 
 from audiorec.dates import RunFacts, resolve_as_of
 from audiorec.errors import BadSettings
-from audiorec.launcher import TaskFailed, runbook_link
+from audiorec.launcher import TaskFailed
 from audiorec.oncall import sinks
 from audiorec.oncall.alerts import NO_EFFECT, USER_EFFECT, Alert, Severity
+from audiorec.oncall.pages import browsable, runbook_address, ui_address
 from audiorec.oncall.receipt import NoReceipt
 from audiorec.settings import Settings, load_settings
 
@@ -118,6 +119,7 @@ def failure_alert(context: Context, settings: Settings) -> Alert:
     }
     if isinstance(error, TaskFailed):
         links = dict(error.result.links) if error.result else {}
+        links = browsable(links, settings, ui_address(getattr(ti, "log_url", None)) or "")
         return Alert(
             code=error.code,
             summary=f"{error.task} {error.reason}",
@@ -208,5 +210,5 @@ def _links(context: Context, settings: Settings, code: str | None) -> dict[str, 
         links["Run"] = log_url.split("/tasks/")[0]
     links["MLflow"] = settings.mlflow.uri
     if code:
-        links["Runbook"] = runbook_link(settings.alerts.runbook_base, code)
+        links["Runbook"] = runbook_address(code, settings, ui_address(log_url))
     return links

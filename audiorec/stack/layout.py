@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 from audiorec.settings import SETTINGS_VARIABLE, WHERE, Settings
 
 PROJECT = Path(__file__).resolve().parents[2]
+PLUGINS = Path(__file__).parent / "plugins"
 DAG_ID = "audiobook_recommender"
 USER = "admin"
 STACK_VARIABLE = "_AUDIOREC_STACK"
@@ -170,6 +171,7 @@ def environment(
         STACK_VARIABLE: stack_id,
         "AIRFLOW_HOME": str(layout.airflow),
         "AIRFLOW__CORE__DAGS_FOLDER": str(PROJECT / "dags"),
+        "AIRFLOW__CORE__PLUGINS_FOLDER": str(PLUGINS),
         "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
         "AIRFLOW__CORE__EXECUTOR": "LocalExecutor",
         # Every worker is a process of its own from the start: 32, the default, cost 5 GB (measured).

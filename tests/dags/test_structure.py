@@ -196,7 +196,7 @@ def test_it_survives_serialization(dag):
 
     again = DagSerialization.from_dict(json.loads(json.dumps(DagSerialization.to_dict(dag))))
     assert set(again.task_dict) == ALL_TASKS
-    assert set(again.get_task("validate").extra_links) == {"Data Docs", "MLflow run", "MLflow version"}
+    assert set(again.get_task("validate").extra_links) == {"Data Docs", "MLflow run", "MLflow version", "Runbook"}
 
 
 def test_reading_it_is_cheap_and_loads_nothing_heavy(airflow_environment: dict[str, str]):

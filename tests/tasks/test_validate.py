@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from datetime import timedelta
 from pathlib import Path
 
@@ -33,9 +34,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave the Data Docs out where a test does not look at them."""
     from expectations.check import evaluate
 
-    monkeypatch.setattr(
-        "tasks.validate.evaluate_with_docs", lambda suites, folder: [evaluate(s) for s in suites]
-    )
+    monkeypatch.setattr("tasks.validate.evaluate_with_docs", lambda suites, *_: [evaluate(s) for s in suites])
 
 
 def test_the_report_is_determined_and_the_docs_lie_beside_it(tmp_path: Path):
@@ -49,8 +48,14 @@ def test_the_report_is_determined_and_the_docs_lie_beside_it(tmp_path: Path):
     assert index.parent == tmp_path / "store" / "data_docs" / AS_OF.isoformat() / one["fingerprint"]
     pages = {page.name for page in index.parent.rglob("*.html")}
     assert {"index.html", "audiorec-audiobook_events.html", "audiorec-users_rows.html"} <= pages
-    text = "".join(page.read_text() for page in index.parent.rglob("*.html"))
-    assert "validation.max_reject_share" in text, "a page must give the reason of a threshold"
+    text = index.read_text()
+    for words in ("passed", "validation.max_reject_share", "then nobody knows which row of an id is right"):
+        assert words in text, "the first page has the verdict and the reason of each threshold"
+    for page in index.parent.rglob("*.html"):
+        fetched = re.findall(r"(?:src|url\(|<link|<script)[^>]*", page.read_text())
+        assert not fetched, f"{page.name} would fetch {fetched[:2]}"
+    for address in re.findall(r"href='([^']+)'", text):
+        assert (index.parent / address).is_file(), f"a link to {address} leads nowhere"
     assert not list(index.parent.parent.glob(".*")), "the site was built elsewhere and moved"
 
 

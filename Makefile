@@ -1,0 +1,57 @@
+# Two commands do all the set-up: `make demo` and `make test`.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo run down status doctor check test format clean
+
+help: ## say what there is
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+	@echo "  make run SOURCE=folder AS_OF=2026-11-23 [SETTINGS=file.toml] [PROFILE=smoke|standard|full]"
+
+setup: $(STAMP) ## the virtual environment, from the committed lock
+
+$(STAMP): pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || { echo "Python 3.11 is needed and '$(PYTHON)' is not there. Install it, or say where it is: make PYTHON=/path/to/python3.11"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || { echo "Python 3.11 is needed; '$(PYTHON)' is $$($(PYTHON) --version). Say where 3.11 is: make PYTHON=/path/to/python3.11"; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "Python's venv module is missing; on Debian: apt-get install python3-venv"; exit 1; }
+	@$(PYTHON) -c 'import shutil, sys; free = shutil.disk_usage(".").free / 2**30; sys.exit(free < 6 and not print(f"{free:.1f} GiB of disk are free here and about 6 are needed; make room or clone elsewhere"))'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $(STAMP)
+
+demo: $(STAMP) ## sample data, Airflow, MLflow, one real run, recommendations; the UIs stay up
+	@$(BIN)/audiorec demo
+
+run: $(STAMP) ## the DAG for one date on your own tables: SOURCE=... AS_OF=...
+	@test -n "$(AS_OF)" || { echo "say which date: make run SOURCE=folder AS_OF=2026-11-23 [SETTINGS=file.toml]"; exit 2; }
+	@$(BIN)/audiorec run --as-of $(AS_OF) $(if $(SOURCE),--source $(SOURCE)) $(if $(SETTINGS),--settings $(SETTINGS)) $(if $(PROFILE),--profile $(PROFILE))
+
+down: ## end the services that were started here
+	@if [ -x $(BIN)/audiorec ]; then $(BIN)/audiorec down; else echo "nothing was set up here"; fi
+
+status: $(STAMP) ## services, champion, results by date
+	@$(BIN)/audiorec status
+
+doctor: $(STAMP) ## say what is wrong with this set-up
+	@$(BIN)/audiorec doctor
+
+check: $(STAMP) ## ruff, types, import-linter
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+test: $(STAMP) ## all tests
+	$(BIN)/pytest
+
+format: $(STAMP) ## put the code in shape
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean: down ## remove everything that a run left, and the environment
+	rm -rf .audiorec $(VENV)

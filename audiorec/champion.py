@@ -1,0 +1,74 @@
+"""A released version on disk: its manifests, and the pointer that names the champion when MLflow is away."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from datetime import date
+from typing import Any
+
+from audiorec.errors import Corrupt
+from audiorec.store import Manifest, Store
+
+POINTER = "champion.json"
+
+
+def describe(as_of: date, manifests: dict[str, Manifest]) -> dict[str, Any]:
+    """What `release.json` says: the manifests that make a version, each with the hash of its bytes."""
+    return {
+        "as_of": as_of.isoformat(),
+        "manifests": {
+            task: {
+                "dataset": manifest.dataset,
+                "key": manifest.key,
+                "fingerprint": manifest.fingerprint,
+                "sha256": hashlib.sha256(manifest.to_bytes()).hexdigest(),
+            }
+            for task, manifest in sorted(manifests.items())
+        },
+    }
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """The manifests of one version, each checked against the hash that its release names."""
+
+    as_of: date
+    manifests: dict[str, Manifest]
+
+    @classmethod
+    def load(cls, store: Store, release: dict[str, Any]) -> Bundle:
+        """From the content of `release.json`.
+
+        Raises:
+            Corrupt: a manifest is missing or has other bytes.
+        """
+        manifests = {}
+        for task, named in release["manifests"].items():
+            manifest = store.find(named["dataset"], named["key"], named["fingerprint"])
+            where = f"{named['dataset']}/{named['key']}/{named['fingerprint']}"
+            if manifest is None:
+                raise Corrupt(f"the release of {release['as_of']} needs {where}, which the store {store.root} lacks")
+            if hashlib.sha256(manifest.to_bytes()).hexdigest() != named["sha256"]:
+                raise Corrupt(f"the manifest of {where} is not the one that the release of {release['as_of']} was made of")
+            manifests[task] = manifest
+        return cls(date.fromisoformat(release["as_of"]), manifests)
+
+
+def write_pointer(store: Store, version: str, release: dict[str, Any]) -> None:
+    """Remember the champion beside its files, so that serving can start without MLflow."""
+    data = (json.dumps({"version": version, "release": release}, sort_keys=True, indent=1) + "\n").encode()
+    store.write_pointer(POINTER, data)
+
+
+def read_pointer(store: Store) -> tuple[str, dict[str, Any]] | None:
+    """(version, release) of the last champion that was pointed to, or None."""
+    data = store.read_pointer(POINTER)
+    if data is None:
+        return None
+    try:
+        plain = json.loads(data)
+        return str(plain["version"]), dict(plain["release"])
+    except (ValueError, KeyError):
+        raise Corrupt(f"{store.root}/{POINTER} is unreadable; run promote again, or delete it") from None

@@ -1,0 +1,321 @@
+"""The command line: `audiorec demo | run | task | status | generate | recommend | doctor | up | down`.
+
+Thin: every command is a function of a module below. Nothing heavy is imported until a command needs it.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from audiorec.chain import CHAIN
+from audiorec.errors import AudiorecError, ExitCode
+from audiorec.settings import SETTINGS_VARIABLE, Settings, load_settings
+
+app = typer.Typer(
+    help="Audiobook recommendations with 2T-HGNN, as an Airflow workflow.", no_args_is_help=True, pretty_exceptions_enable=False
+)
+console = Console()
+errors = Console(stderr=True)
+
+DAG_ID = "audiobook_recommender"
+
+SettingsFile = Annotated[
+    Path | None, typer.Option("--settings", help=f"TOML file of settings (default: the variable {SETTINGS_VARIABLE}).")
+]
+Profile = Annotated[str | None, typer.Option(help="Amount of work: smoke, standard or full.")]
+AsOf = Annotated[datetime, typer.Option("--as-of", formats=["%Y-%m-%d"], help="Last day of data, UTC.")]
+
+
+@contextmanager
+def _plain_errors() -> Iterator[None]:
+    """Expected failures end with their message and exit code; a traceback would only hide them."""
+    from audiorec.stack.client import AirflowError
+    from audiorec.stack.layout import StackError
+
+    try:
+        yield
+    except AudiorecError as error:
+        errors.print(f"[red]{type(error).__name__}:[/red] ", end="")
+        errors.print(str(error), markup=False, highlight=False)
+        raise typer.Exit(int(error.exit_code)) from None
+    except (StackError, AirflowError, TimeoutError) as error:
+        errors.print("[red]cannot go on:[/red] ", end="")
+        errors.print(str(error), markup=False, highlight=False)
+        raise typer.Exit(1) from None
+
+
+def _settings(path: Path | None, profile: str | None = None, **overrides: Any) -> Settings:
+    settings = load_settings(path, profile, **overrides)
+    if "mlflow" not in overrides:
+        from audiorec.stack.layout import mlflow_address
+
+        settings = load_settings(path, profile, **overrides, mlflow={"uri": mlflow_address(settings)})
+    return settings
+
+
+def _yesterday() -> date:
+    return (datetime.now(UTC) - timedelta(days=1)).date()
+
+
+@app.command()
+def demo(profile: Profile = "smoke", settings_file: SettingsFile = None) -> None:
+    """Sample tables, Airflow and MLflow, one real run of the DAG, recommendations. The services stay up."""
+    with _plain_errors():
+        from audiorec.simulator import preset, write_source_tables
+        from audiorec.stack.control import status as stack_status
+        from audiorec.stack.preflight import preflight
+
+        settings = _settings(settings_file)
+        if not stack_status(settings).running:
+            preflight(settings)
+        as_of = _yesterday()
+        console.print(f"1. Sample source tables up to {as_of} (made up; not Spotify's data)")
+        summary = write_source_tables(preset("sample", last_day=as_of), Path(settings.source.uri))
+        rows = ", ".join(f"{number:,} {table}" for table, number in summary.rows.items())
+        console.print(f"   {'there already' if summary.reused else 'written'} in {settings.source.uri}: {rows}")
+        _run(settings, settings_file, as_of, {"profile": profile}, step=2)
+
+
+@app.command()
+def run(
+    as_of: AsOf,
+    source: Annotated[str | None, typer.Option(help="Source tables: folder of parquet, .duckdb file or .sql file.")] = None,
+    profile: Profile = None,
+    force: Annotated[bool, typer.Option(help="Do every task again.")] = False,
+    promote: Annotated[str | None, typer.Option(help="fresh, if_better, never or force.")] = None,
+    settings_file: SettingsFile = None,
+) -> None:
+    """Run the DAG for one date on your own tables, through Airflow; starts the services if they are down."""
+    with _plain_errors():
+        overrides: dict[str, Any] = {}
+        if source is not None:
+            overrides["source"] = {"uri": source}
+        settings = _settings(settings_file, profile, **overrides)
+        params = {"profile": profile, "force": force, "promote": promote}
+        _run(settings, settings_file, as_of.date(), {k: v for k, v in params.items() if v is not None}, step=1)
+
+
+def _run(settings: Settings, settings_file: Path | None, as_of: date, params: dict[str, Any], step: int) -> None:
+    """Start the services, trigger the DAG for a date, watch it, show what it gave; Exit 1 unless all of it is true."""
+    from audiorec.demo import show_metrics, show_recommendations
+    from audiorec.recommend import Recommender
+    from audiorec.stack import control, layout
+    from audiorec.stack.client import AirflowClient
+    from audiorec.stack.watch import watch
+
+    console.print(f"{step}. Airflow and MLflow on this machine")
+    state = control.start(settings, settings_file=settings_file, say=lambda text: console.print(f"   {text}"))
+    login = layout.login(settings)
+    console.print(f"   up{'' if state.seconds is None else f' after {state.seconds:.0f} s'}: {state.airflow} and {state.mlflow}")
+    with AirflowClient(state.airflow, login.user, login.password) as client:
+        client.wait_for_dag(DAG_ID, 120)
+        started = client.start_run(DAG_ID, as_of, params)
+        console.print(f"{step + 1}. DAG run {started.run_id} for {as_of}")
+        ended = watch(
+            client, DAG_ID, started.run_id, progress_folder=Path(settings.store.scratch) / "progress" / as_of.isoformat(), console=console
+        )
+        verdict = client.xcom(DAG_ID, started.run_id, "promote") or {}
+    if ended.state != "success":
+        errors.print(
+            f"The run ended as {ended.state}. Open {state.airflow}/dags/{DAG_ID}/runs/{started.run_id}, the red task's log says why; "
+            f"then Clear it. Log in as {login.user}; the password is in {layout.Layout.of(settings).passwords}."
+        )
+        raise typer.Exit(1)
+    console.print(f"   promote: {verdict.get('verdict')}")
+    recommender = Recommender.champion(settings)
+    console.print(f"{step + 2}. Recommendations of version {recommender.version}, data up to {recommender.as_of}")
+    if settings.source.uri.endswith("sample"):
+        show_recommendations(console, recommender)
+    else:
+        _show_whoever(recommender)
+    show_metrics(console, settings, min(as_of, recommender.as_of))
+    console.print(f"Airflow: {state.airflow}  (user {login.user}, password {login.password})", highlight=False)
+    console.print(f"MLflow:  {state.mlflow}  (no login; bound to this machine)", highlight=False)
+    console.print("Both stay up; `make down` ends them.")
+
+
+def _show_whoever(recommender: Any) -> None:
+    """On somebody's own tables not every kind of user need exist."""
+    from audiorec.demo import TITLES, recommendation_table
+
+    for kind, user_id in recommender.example_users().items():
+        if user_id is None:
+            console.print(f"   (no {kind.removeprefix('a ')} in these tables)")
+        else:
+            found = recommender.recommend(user_id, TITLES)
+            console.print(recommendation_table(f"For {kind}: {user_id} ({recommender.about(user_id)})", found))
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def task(context: typer.Context, name: Annotated[str, typer.Argument(help=f"One of {', '.join(CHAIN)}.")]) -> None:
+    """Run one task alone, as `python -m tasks.NAME` does, e.g. `audiorec task extract --as-of 2026-11-23`."""
+    if name not in CHAIN:
+        errors.print(f"unknown task {name!r}; expected one of {', '.join(CHAIN)}")
+        raise typer.Exit(int(ExitCode.BAD_SETTINGS))
+    from audiorec.runner import main
+
+    main(name, context.args)
+
+
+@app.command()
+def status(as_of: Annotated[datetime | None, typer.Option("--as-of", formats=["%Y-%m-%d"])] = None, settings_file: SettingsFile = None) -> None:
+    """Services, the champion, and per date and task: done, stale (with other inputs, settings or code) or missing."""
+    with _plain_errors():
+        from audiorec.champion import read_pointer
+        from audiorec.runner import Resolver
+        from audiorec.stack import control
+        from audiorec.store import Store
+
+        settings = _settings(settings_file)
+        state = control.status(settings)
+        parts = ", ".join(f"{name} {word}" for name, word in state.services.items()) or "down (`audiorec up` starts them)"
+        console.print(f"services: {parts}", highlight=False)
+        store = Store(settings.store.uri, settings.store.scratch)
+        pointed = read_pointer(store)
+        if pointed:
+            data_date = date.fromisoformat(pointed[1]["as_of"])
+            age = (datetime.now(UTC).date() - data_date).days
+            console.print(f"champion: version {pointed[0]}, data up to {data_date} ({age} day(s) old)", highlight=False)
+        else:
+            console.print("champion: none yet", highlight=False)
+        dates = [as_of.date()] if as_of else [date.fromisoformat(key) for key in store.keys("extract")][-14:]
+        table = Table(title="Results by date", title_justify="left")
+        for column in ("as_of", *CHAIN):
+            table.add_column(column)
+        for one in dates:
+            resolver = Resolver(settings, one)
+            cells = []
+            for name in CHAIN:
+                if resolver.manifest(name):
+                    cells.append("done")
+                else:
+                    cells.append("stale" if store.versions(name, one.isoformat()) else "missing")
+            table.add_row(one.isoformat(), *cells)
+        console.print(table)
+
+
+@app.command()
+def generate(
+    folder: Annotated[Path, typer.Argument(help="Where to write the tables.")],
+    preset_name: Annotated[str, typer.Option("--preset", help="tiny or sample.")] = "sample",
+    seed: Annotated[int, typer.Option(help="Another seed gives other people with other tastes.")] = 1,
+    last_day: Annotated[datetime | None, typer.Option(formats=["%Y-%m-%d"], help="Last day of events (default: yesterday).")] = None,
+) -> None:
+    """Write seeded sample source tables."""
+    with _plain_errors():
+        from audiorec.simulator import preset, write_source_tables
+
+        config = preset(preset_name, seed=seed, last_day=last_day.date() if last_day else _yesterday())
+        summary = write_source_tables(config, folder)
+        table = Table(title=f"{'There already' if summary.reused else 'Written'}: {folder}", title_justify="left")
+        table.add_column("table")
+        table.add_column("rows", justify="right")
+        table.add_column("of them dirt", justify="right")
+        for name, number in summary.rows.items():
+            table.add_row(name, f"{number:,}", f"{number - summary.clean_rows[name]:,}")
+        console.print(table)
+
+
+@app.command()
+def recommend(user_id: str, k: Annotated[int, typer.Option(min=1, max=100)] = 10, settings_file: SettingsFile = None) -> None:
+    """Audiobooks for one user, with reasons, from the champion."""
+    with _plain_errors():
+        from audiorec.demo import recommendation_table
+        from audiorec.recommend import Recommender
+
+        recommender = Recommender.champion(_settings(settings_file))
+        caption = f"{user_id} ({recommender.about(user_id)}), version {recommender.version} of {recommender.as_of}"
+        console.print(recommendation_table(caption, recommender.recommend(user_id, k)))
+
+
+@app.command()
+def up(settings_file: SettingsFile = None) -> None:
+    """Start Airflow and MLflow on this machine."""
+    with _plain_errors():
+        from audiorec.stack import control, layout
+
+        settings = _settings(settings_file)
+        state = control.start(settings, settings_file=settings_file)
+        login = layout.login(settings)
+        console.print(f"Airflow: {state.airflow}  (user {login.user}, password {login.password})", highlight=False)
+        console.print(f"MLflow:  {state.mlflow}", highlight=False)
+
+
+@app.command()
+def down(settings_file: SettingsFile = None) -> None:
+    """End the services that were started here."""
+    with _plain_errors():
+        from audiorec.stack import control
+
+        control.stop(_settings(settings_file))
+
+
+@app.command()
+def doctor(settings_file: SettingsFile = None) -> None:
+    """Say what is wrong with a set-up; exit 1 if anything is."""
+    problems = 0
+
+    def check(what: str, function: Any) -> Any:
+        nonlocal problems
+        try:
+            found = function()
+        except Exception as error:  # every kind of failure is a finding here
+            problems += 1
+            console.print(f"[red]wrong[/red]  {what}: ", end="")
+            console.print(str(error), markup=False, highlight=False)
+            return None
+        console.print(f"[green]fine[/green]   {what}{f': {found}' if found else ''}", highlight=False)
+        return found
+
+    held: dict[str, Settings] = {}
+
+    def read() -> str:
+        held["settings"] = _settings(settings_file)
+        return str(settings_file or os.environ.get(SETTINGS_VARIABLE) or "defaults")
+
+    check("settings", read)
+    check("Python", lambda: sys.version.split()[0])
+    if "settings" in held:
+        settings = held["settings"]
+        from audiorec.source import open_source
+        from audiorec.stack import control
+        from audiorec.stack.preflight import preflight
+        from audiorec.store import Store
+
+        check("store", lambda: Store(settings.store.uri, settings.store.scratch).root)
+        check("source tables", lambda: open_source(settings).uri)
+        state = control.status(settings)
+        if state.running:
+            check("services", lambda: _all_healthy(state))
+        else:
+            check("room for the services (they are down)", lambda: preflight(settings))
+        free = shutil.disk_usage(Path.cwd()).free / 2**30
+        check("disk", lambda: f"{free:.0f} GiB free")
+    if problems:
+        raise typer.Exit(1)
+
+
+def _all_healthy(state: Any) -> str:
+    if not state.healthy:
+        raise RuntimeError(", ".join(f"{name}: {word}" for name, word in state.services.items()) or str(state.error))
+    return f"{state.airflow}, {state.mlflow}"
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

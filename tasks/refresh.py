@@ -1,0 +1,147 @@
+"""Refresh: the judged weights on everything known at `as_of`, for serving.
+
+Same weights, later graph and features: embeddings of every title, audiobook vectors, features of every user,
+popularity by country, and the evidence behind reasons. Nothing is trained here.
+"""
+
+from __future__ import annotations
+
+import json
+from datetime import date, timedelta
+
+import numpy as np
+import pandas as pd
+
+from audiorec.catalogue import SIGNALS, Extract, day_number, load_extract
+from audiorec.cuts import cuts
+from audiorec.embeddings import embed_cut, load_cut_graph, load_model, load_text
+from audiorec.errors import BadData
+from audiorec.features import FeatureBuilder, Vectors
+from audiorec.judging import ArtistVectors, load_towers, make_builder
+from audiorec.progress import Progress
+from audiorec.settings import Settings
+from audiorec.store import Manifest
+from audiorec.taskio import Inputs, Output
+from expectations.embeddings import check_embeddings
+
+_SAMPLE_QUERIES = 2_000
+_HISTORY_TITLES = 50
+"""Latest titles of one user and type kept as evidence for reasons."""
+
+
+def run(settings: Settings, inputs: Inputs, out: Output) -> Manifest:
+    """Write embeddings, `item_vectors.npy`, user features, histories and popularity as of the release cut."""
+    import torch
+
+    torch.set_num_threads(settings.resources["refresh"].threads)
+    store, all_cuts = inputs.store, cuts(inputs.as_of, settings.time)
+    extract = load_extract(settings, inputs)
+    progress = Progress(4, "steps")
+    text = load_text(store, inputs["embed_text"])
+    graph = load_cut_graph(store, inputs["build_graph"], all_cuts.release.name)
+    embedded = embed_cut(load_model(store, inputs["train_hgnn"]), text, graph)
+    for kind, matrix in embedded.items():
+        for warning in check_embeddings(f"release.{kind}", matrix, unit_norm=True):
+            out.note(f"warning: {warning}")
+        np.save(out.path(f"{kind}_hgnn.npy"), matrix, allow_pickle=False)
+    progress.advance(note="HGNN embeddings")
+
+    towers = load_towers(store, inputs["train_two_tower"])
+    vectors = Vectors(text["audiobook"], text["podcast"], embedded["audiobook"], embedded["podcast"])
+    artists = ArtistVectors.load(store, inputs["embed_music"])
+    tomorrow = inputs.as_of + timedelta(days=1)
+    builder = make_builder(extract, towers, artists, all_cuts.first_day, tomorrow)
+    day = day_number(tomorrow)
+    items = builder.items(day, vectors, towers.spec)
+    item_vectors = towers.item_vectors(items)
+    if not np.isfinite(item_vectors).all():
+        bad = int((~np.isfinite(item_vectors)).any(axis=1).sum())
+        raise BadData(f"refresh: {bad} audiobook vector(s) are not finite; the towers diverged. Retrain with another two_tower.seed")
+    np.save(out.path("item_vectors.npy"), item_vectors, allow_pickle=False)
+    np.save(out.path("available.npy"), items.available, allow_pickle=False)
+    progress.advance(note="audiobook vectors")
+
+    user_idx = np.arange(len(extract.users))
+    users = builder.users(user_idx, np.full(len(user_idx), day), vectors, towers.spec)
+    np.save(out.path("user_features.npy"), users.dense, allow_pickle=False)
+    extract.users[["user_id", "country", "birth_year"]].assign(country_idx=users.country_idx).to_parquet(
+        out.path("users.parquet"), index=False
+    )
+    active = np.flatnonzero(extract.first_seen_day < day)
+    sample = active[np.linspace(0, len(active) - 1, min(len(active), _SAMPLE_QUERIES)).astype(int)] if len(active) else active
+    queries = towers.user_vectors(type(users)(users.country_idx[sample], users.dense[sample]))
+    np.save(out.path("sample_user_vectors.npy"), queries, allow_pickle=False)
+    progress.advance(note="user features")
+
+    np.save(out.path("artist_vectors.npy"), builder.artist_vectors, allow_pickle=False)
+    pd.DataFrame({"artist_id": extract.artists, "known": builder.artist_known}).to_parquet(out.path("artists.parquet"), index=False)
+    _streamed(extract).to_parquet(out.path("streamed.parquet"), index=False)
+    _history(extract, all_cuts.release.first_day).to_parquet(out.path("history.parquet"), index=False)
+    _popularity(extract, builder, day).to_parquet(out.path("popularity.parquet"), index=False)
+    _popularity_by_country(extract, day).to_parquet(out.path("popularity_by_country.parquet"), index=False)
+    out.path("release.json").write_text(json.dumps({"as_of": out.key, "day": day}, sort_keys=True) + "\n")
+    progress.advance(note="histories and popularity")
+    return out.commit(
+        counts={
+            "audiobooks": len(item_vectors),
+            "available": int(items.available.sum()),
+            "users": len(user_idx),
+            "active_users": len(active),
+            "dimensions": item_vectors.shape[1],
+        }
+    )
+
+
+def _streamed(extract: Extract) -> pd.DataFrame:
+    """user_idx, audiobook_idx of everything ever streamed: never recommended again."""
+    return extract.first_streams[["user_idx", "audiobook_idx"]].sort_values(["user_idx", "audiobook_idx"]).reset_index(drop=True)
+
+
+def _history(extract: Extract, first_day: date) -> pd.DataFrame:
+    """user_idx, item_type, item_idx, signal, day: each user's latest touched titles, the evidence behind reasons."""
+    parts = []
+    for kind in ("audiobook", "podcast"):
+        events = extract.events(kind, first_day, extract.as_of)
+        latest = events.sort_values(["user_idx", "day", "signal", "item_idx"], ascending=[True, False, True, True], kind="stable")
+        latest = latest.drop_duplicates(["user_idx", "item_idx"], keep="first")
+        latest = latest[latest.groupby("user_idx", sort=False).cumcount() < _HISTORY_TITLES]
+        parts.append(
+            pd.DataFrame(
+                {
+                    "user_idx": latest["user_idx"],
+                    "item_type": kind,
+                    "item_idx": latest["item_idx"],
+                    "signal": np.asarray(SIGNALS)[latest["signal"]],
+                    "day": latest["day"],
+                }
+            )
+        )
+    return pd.concat(parts, ignore_index=True)
+
+
+def _popularity(extract: Extract, builder: FeatureBuilder, day: int) -> pd.DataFrame:
+    start = int(builder.window_start(np.array(day)))
+    return pd.DataFrame(
+        {
+            "audiobook_id": extract.audiobooks["audiobook_id"],
+            "streams_7_days": builder.streams(max(start, day - 7), day),
+            "streams_30_days": builder.streams(max(start, day - 30), day),
+            "listeners": builder.listeners(start, day),
+        }
+    )
+
+
+def _popularity_by_country(extract: Extract, day: int) -> pd.DataFrame:
+    """country, audiobook_idx, listeners over the last 30 days, for people of whom nothing else is known."""
+    firsts = extract.first_streams
+    recent = firsts[(firsts["day"] >= day - 30) & (firsts["day"] < day)]
+    country = extract.users["country"].to_numpy(object)[recent["user_idx"]]
+    table = pd.DataFrame({"country": country, "audiobook_idx": recent["audiobook_idx"].to_numpy()}).dropna()
+    counted = table.groupby(["country", "audiobook_idx"], as_index=False).size().rename(columns={"size": "listeners"})
+    return counted.sort_values(["country", "listeners", "audiobook_idx"], ascending=[True, False, True]).reset_index(drop=True)
+
+
+if __name__ == "__main__":
+    from audiorec.runner import main
+
+    main("refresh")

@@ -1,0 +1,151 @@
+"""What tests of several rooms share: small sample tables, and one run of the chain over them.
+
+`tiny_source` and `tiny_chain` are made once a session (about 15 s on 2 cores, most of it imports and text
+vectors). Tests may read them in any way but must write nothing into them; a test that changes tables or a
+store makes its own with `tiny_settings`.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+# A second thread gains nothing on tables this small, and equal bytes are promised for equal threads only.
+torch.set_num_threads(1)
+# Settings of whoever runs the tests must not reach them.
+for _name in [name for name in os.environ if name.startswith("AUDIOREC_")]:
+    del os.environ[_name]
+
+TINY_AS_OF = date(2026, 11, 20)
+"""Three days before the tables end, so that every run meets rows that lie after its date."""
+
+TINY_TASKS = (
+    "extract",
+    "validate",
+    "embed_text",
+    "embed_music",
+    "build_graph",
+    "train_hgnn",
+    "train_two_tower",
+    "evaluate",
+)
+"""The tasks that need no service, in the order of the chain."""
+
+NO_MLFLOW = "http://127.0.0.1:9"
+"""Nothing listens on the discard port: MLflow is away, and the trainings have to do without it."""
+
+
+def merged(*layers: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Groups of settings, later ones over earlier ones, field by field."""
+    found: dict[str, dict[str, Any]] = {}
+    for layer in layers:
+        for group, fields in layer.items():
+            found[group] = {**found.get(group, {}), **fields}
+    return found
+
+
+TINY_GROUPS: dict[str, dict[str, Any]] = {
+    "mlflow": {"uri": NO_MLFLOW},
+    "resources": {name: {"threads": 1} for name in (*TINY_TASKS, "refresh", "build_index", "promote")},
+    # Cuts of as_of 2026-11-20: hold-out 11-15..11-20, targets 11-07..11-14 with stopping on the last two
+    # days, graphs from 10-18 on. The tables begin on 2026-10-10.
+    "time": {
+        "window_days": 20,
+        "holdout_days": 6,
+        "target_days": 8,
+        "validation_days": 2,
+        "validation_targets": 40,
+    },
+    # Twelve tokens a text: lengths are few, so batches are full and encoding takes a second.
+    "text": {"max_tokens": 12},
+    "music": {"dimensions": 8},
+    "hgnn": {
+        "hidden_dim": 16,
+        "out_dim": 16,
+        "fanouts": (4, 3),
+        "max_epochs": 2,
+        "edges_per_epoch": 900,
+        "batch_size": 128,
+    },
+    "two_tower": {"layers": (24, 12), "epochs": 2, "popularity_windows": (3, 7)},
+    "evaluation": {"bootstrap": 50, "popularity_windows": (3, 7), "min_segment_users": 20},
+}
+
+
+def tiny_settings(source: Path, work: Path, **groups: dict[str, Any]) -> Any:
+    """Settings of the tiny chain over `source`, with a store under `work`; `groups` over `TINY_GROUPS`."""
+    from audiorec.settings import load_settings
+
+    places = {
+        "source": {"uri": str(source)},
+        "store": {"uri": str(work / "store"), "scratch": str(work / "scratch")},
+    }
+    return load_settings(profile="smoke", **merged(TINY_GROUPS, places, groups))
+
+
+@dataclass(frozen=True)
+class Chain:
+    """One run of the chain: its settings, and each task's result as the launcher reads it."""
+
+    settings: Any
+    as_of: date
+    results: dict[str, dict[str, Any]]
+
+    @property
+    def store(self) -> Any:
+        from audiorec.store import Store
+
+        return Store(self.settings.store.uri, self.settings.store.scratch)
+
+    def manifest(self, task: str) -> Any:
+        return self.store.read_uri(self.results[task]["manifest"])
+
+    def open(self, task: str, name: str) -> Path:
+        return self.store.open(self.manifest(task), name)
+
+    def inputs(self, *tasks: str) -> Any:
+        """The results of some tasks as a task's inputs."""
+        from audiorec.taskio import Inputs
+
+        return Inputs(self.as_of, self.store, {task: self.manifest(task) for task in tasks})
+
+    def extract(self) -> Any:
+        from audiorec.catalogue import load_extract
+
+        return load_extract(self.settings, self.inputs("extract"))
+
+
+def run_chain(
+    settings: Any, as_of: date = TINY_AS_OF, tasks: tuple[str, ...] = TINY_TASKS, **options: Any
+) -> Chain:
+    """Run tasks one after the other in this process; a critical verdict is an error."""
+    from audiorec.runner import run_task
+
+    results = {}
+    for task in tasks:
+        results[task] = run_task(task, settings, as_of, **options)
+        assert not results[task]["failure"], results[task]["failure"]
+    return Chain(settings, as_of, results)
+
+
+@pytest.fixture(scope="session")
+def tiny_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The simulator's preset `tiny` with more listeners, dirt included: 2026-10-10 to 2026-11-23, hive folders."""
+    from audiorec.simulator import preset, write_source_tables
+
+    folder = tmp_path_factory.mktemp("tiny") / "source"
+    config = preset("tiny", n_users=600, audiobook_starts=6.0, adopted_at_start=0.7, music_plays=0.4)
+    write_source_tables(config, folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_chain(tiny_source: Path, tmp_path_factory: pytest.TempPathFactory) -> Chain:
+    """The tasks of `TINY_TASKS`, run once."""
+    return run_chain(tiny_settings(tiny_source, tmp_path_factory.mktemp("tiny_chain")))
