@@ -40,8 +40,7 @@ def recommendation_table(caption: str, found: list[Recommendation]) -> Table:
     table.add_column("author", max_width=22, style="dim")
     table.add_column("why", max_width=72)
     for place, one in enumerate(found, 1):
-        author = one.author if isinstance(one.author, str) else ""
-        table.add_row(str(place), one.title, author, one.reason)
+        table.add_row(str(place), one.title, one.author or "", one.reason)
     return table
 
 

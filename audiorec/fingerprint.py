@@ -11,6 +11,7 @@ import ast
 import hashlib
 import importlib.metadata
 import json
+import re
 import sys
 from collections.abc import Mapping
 from functools import cache
@@ -104,16 +105,30 @@ def module_hash(module: str) -> str:
     return hashlib.sha256(ast.dump(tree).encode()).hexdigest()[:16]
 
 
+_SQL_COMMENT = re.compile(r"""('[^']*'|"[^"]*")|--[^\n]*""")
+
+
+def sql_hash(query: str) -> str:
+    """Hash of a query without its comments and empty lines; text in quotes counts as it is."""
+    bare = _SQL_COMMENT.sub(lambda found: found.group(1) or "", query)
+    lines = [line.rstrip() for line in bare.splitlines() if line.strip()]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+
+
 def sql_files(module: str) -> list[str]:
     """Names of the SQL files that a module reads with `read_sql("NAME")`."""
     names = []
     for node in ast.walk(_parsed(module)):
         if isinstance(node, ast.Call) and getattr(node.func, "id", getattr(node.func, "attr", "")) == "read_sql":
-            (argument,) = node.args
+            argument = node.args[0] if len(node.args) == 1 else None
             if not isinstance(argument, ast.Constant):
                 raise TypeError(f"{module}: read_sql needs a literal name, so that the fingerprint can follow it")
             names.append(str(argument.value))
     return sorted(set(names))
+
+
+_BENEATH = {"sentence_transformers": {"torch", "transformers", "tokenizers"}, "torch_geometric": {"torch"}}
+"""Libraries that do another's arithmetic, though our own code may not import them."""
 
 
 def _libraries(module: str) -> set[str]:
@@ -123,6 +138,7 @@ def _libraries(module: str) -> set[str]:
             found.update(alias.name.split(".")[0] for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
             found.add(node.module.split(".")[0])
+    found |= {below for name in found for below in _BENEATH.get(name, ())}
     return {name for name in found if name not in PACKAGES and name not in sys.stdlib_module_names}
 
 
@@ -139,9 +155,7 @@ def code_parts(module: str) -> dict[str, dict[str, str]]:
     libraries = sorted({library for m in modules for library in _libraries(m)})
     return {
         "modules": {name: module_hash(name) for name in modules},
-        "sql": {
-            name: hashlib.sha256(files("sql").joinpath(f"{name}.sql").read_bytes()).hexdigest()[:16] for name in names
-        },
+        "sql": {name: sql_hash(files("sql").joinpath(f"{name}.sql").read_text(encoding="utf-8")) for name in names},
         "libraries": {
             distribution: importlib.metadata.version(distribution)
             for library in libraries

@@ -116,17 +116,22 @@ class Recommender:
         scores, found = self._index.search(np.ascontiguousarray(vector, np.float32), wanted)
         chosen = [(int(i), float(s)) for i, s in zip(found[0], scores[0], strict=True) if i >= 0 and i not in barred and self._available[i]]
         evidence = self.evidence(row)
-        country = self._users["country"].iloc[row]
+        country = _text(self._users["country"].iloc[row])
         return [
             Recommendation(
                 self._books["audiobook_id"].iloc[idx],
-                self._books["title"].iloc[idx] or self._books["audiobook_id"].iloc[idx],
-                self._books["author"].iloc[idx],
+                self._title("audiobook", idx),
+                _text(self._books["author"].iloc[idx]),
                 score,
                 self.reason(idx, evidence, country),
             )
             for idx, score in chosen[:k]
         ]
+
+    def _title(self, kind: str, idx: int) -> str:
+        """A title's name, its id where it has none."""
+        row = (self._books if kind == "audiobook" else self._podcasts).iloc[idx]
+        return _text(row["title"]) or str(row[f"{kind}_id"])
 
     @staticmethod
     def _of(series: pd.Series, row: int) -> list[int]:
@@ -138,10 +143,9 @@ class Recommender:
         """The user's latest titles, newest first."""
         if row not in self._history.index:
             return []
-        titles = {"audiobook": self._books, "podcast": self._podcasts}
         rows = self._history.loc[[row]].sort_values("day", ascending=False, kind="stable")
         return [
-            Evidence(kind, int(idx), titles[kind]["title"].iloc[int(idx)] or titles[kind].iloc[int(idx), 0], signal)
+            Evidence(kind, int(idx), self._title(kind, int(idx)), signal)
             for kind, idx, signal in zip(rows["item_type"], rows["item_idx"], rows["signal"], strict=True)
         ]
 
@@ -176,7 +180,7 @@ class Recommender:
             if cosines[closest] >= _CLOSE:
                 near = evidence[closest]
                 return f"You {_DID[near.signal]} “{near.title}” ({near.item_type}); it attracts the same listeners."
-        if country is not None and isinstance(country, str):
+        if country:
             local = self._by_country[self._by_country["country"] == country]
             place = np.flatnonzero(local["audiobook_idx"].to_numpy() == idx)
             if len(place) and place[0] < 50 and int(local["listeners"].iloc[place[0]]) >= MIN_EDGE_USERS:
@@ -219,4 +223,9 @@ class Recommender:
         born = user["birth_year"]
         age = f"{self.as_of.year - int(born)} years" if pd.notna(born) else "age unknown"
         number = {kind: sum(one.item_type == kind for one in touched) for kind in ("audiobook", "podcast")}
-        return f"{user['country'] or 'country unknown'}, {age}, {number['audiobook']} audiobook(s), {number['podcast']} podcast(s) lately"
+        return f"{_text(user['country']) or 'country unknown'}, {age}, {number['audiobook']} audiobook(s), {number['podcast']} podcast(s) lately"
+
+
+def _text(value: object) -> str | None:
+    """A table's text, None where it is missing (pandas says NaN)."""
+    return value if isinstance(value, str) else None

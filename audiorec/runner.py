@@ -106,8 +106,9 @@ def run_task(
     own = resolver.fingerprint(name)
     state, links, notes, verdict = "up_to_date", {}, [], None
     with resolver.store.lease(name, resolver.key, own):
-        manifest = resolver.manifest(name)
-        if manifest is None or force or name == "promote":
+        # With force what is there is not even read: it may be what has to be mended.
+        manifest = None if force else resolver.manifest(name)
+        if manifest is None or name == "promote":
             manifests = {task: resolver.need(task) for task in spec.inputs}
             _set_threads(settings.resources[name].threads)
             with resolver.store.working_folder() as folder:

@@ -13,10 +13,10 @@ import tomllib
 from collections.abc import Mapping
 from datetime import date
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
-from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict
+from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict, SettingsError
 
 from audiorec.errors import BadSettings
 
@@ -42,6 +42,13 @@ class Group(BaseModel):
     """A frozen group of settings; an unknown key is an error, because a typo must not pass unseen."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+    @model_validator(mode="after")
+    def _positive_lists(self) -> Self:
+        for name, value in self:
+            if isinstance(value, tuple) and any(isinstance(entry, int) and entry < 1 for entry in value):
+                raise ValueError(f"{name} is {list(value)}; each number must be at least 1")
+        return self
 
 
 # --- where ---------------------------------------------------------------------------------------------
@@ -112,6 +119,13 @@ class Time(Group):
     validation_days: int = setting(3, "last target days that choose when to stop", unit="days", gt=0)
     validation_targets: int = setting(300, "validation is lengthened to hold this many targets", gt=0)
     validation_share: float = setting(0.2, "... or this share of the targets, whichever is less", gt=0, lt=1)
+
+    @field_validator("window_days")
+    @classmethod
+    def _some_days(cls, days: int | Literal["all"]) -> int | Literal["all"]:
+        if days != "all" and days < 1:
+            raise ValueError(f"time.window_days is {days}, but must be at least 1, or 'all'")
+        return days
 
     @model_validator(mode="after")
     def _validation_inside_targets(self) -> Time:
@@ -197,7 +211,9 @@ class HGNN(Group):
 
 
 class TwoTowerSettings(Group):
-    layers: tuple[int, ...] = setting((512, 256, 128), "fully connected layers of each tower", origin="paper")
+    layers: tuple[int, ...] = setting(
+        (512, 256, 128), "fully connected layers of each tower", origin="paper", min_length=1
+    )
     loss: Literal["softmax", "inverse_propensity"] = setting(
         "softmax", "softmax over the catalogue with sampling correction, or the paper's equation 5"
     )
@@ -216,6 +232,15 @@ class TwoTowerSettings(Group):
     weak_signals: bool = setting(True, "follow, preview and intent to pay among the user's features", origin="paper")
     seed: int = setting(1, "random seed")
 
+    @model_validator(mode="after")
+    def _prior_needs_softmax(self) -> TwoTowerSettings:
+        if self.popularity_prior and self.loss == "inverse_propensity":
+            raise ValueError(
+                "two_tower.loss is inverse_propensity, which bounds no score of its own and so never leaves a popularity "
+                "prior; set two_tower.popularity_prior = false with it, or two_tower.loss = softmax"
+            )
+        return self
+
 
 class Evaluation(Group):
     hit_k: int = setting(10, "HR@k", origin="paper", gt=0)
@@ -224,7 +249,7 @@ class Evaluation(Group):
     bootstrap: int = setting(1_000, "resamples behind an interval", gt=0)
     min_segment_users: int = setting(200, "smaller segments are shown and never judged", unit="users", gt=0)
     popularity_windows: tuple[int, ...] = setting(
-        (7, 14, 30, 60), "recent-popularity windows tried on validation", unit="days"
+        (7, 14, 30, 60), "recent-popularity windows tried on validation", unit="days", min_length=1
     )
     seed: int = setting(1, "random seed of sampling and bootstrap")
 
@@ -295,7 +320,7 @@ class Settings(BaseSettings):
             raise ValueError(f"resources names unknown tasks {unknown}; known: {sorted(defaults)}")
         merged: dict[str, Any] = dict(defaults)
         for name, value in given.items():
-            merged[name] = value if isinstance(value, TaskResources) else {**defaults[name].model_dump(), **value}
+            merged[name] = {**defaults[name].model_dump(), **value} if isinstance(value, Mapping) else value
         return merged
 
     def slice(self, groups: tuple[str, ...]) -> dict[str, Any]:
@@ -325,8 +350,12 @@ def _merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
     merged: dict[str, Any] = {}
     for layer in layers:
         for key, value in layer.items():
-            if isinstance(value, Mapping):
-                merged[key] = _merge(merged.get(key) or {}, value)
+            below = merged.get(key, {})
+            # What is no group where one belongs stays, for the validation to name.
+            if isinstance(value, Mapping) and isinstance(below, Mapping):
+                merged[key] = _merge(below, value)
+            elif isinstance(value, Mapping):
+                continue
             else:
                 merged[key] = value
     return merged
@@ -357,7 +386,7 @@ def load_settings(path: str | Path | None = None, profile: str | None = None, **
     from_environment = _environment()
     chosen = profile or overrides.get("profile") or from_environment.get("profile") or from_file.get("profile", "standard")
     recipe = overrides.get("recipe") or from_environment.get("recipe") or from_file.get("recipe", "default")
-    if chosen not in PROFILES:
+    if not isinstance(chosen, str) or chosen not in PROFILES:
         raise BadSettings(f"profile is {chosen!r}, expected one of {sorted(PROFILES)}")
     preset = PRESETS / f"{recipe}.toml"
     from_preset = _read_toml(preset) if preset.exists() else {}
@@ -390,4 +419,10 @@ def _environment() -> dict[str, Any]:
     ]
     if unknown:
         raise BadSettings(f"unknown environment settings {sorted(unknown)}; expected AUDIOREC_<GROUP>__<FIELD>")
-    return EnvSettingsSource(Settings)()
+    try:
+        return EnvSettingsSource(Settings)()
+    except SettingsError as error:
+        raise BadSettings(
+            f"the AUDIOREC_ environment is wrong: {error} ({error.__cause__}); lists and groups are written as JSON, "
+            "such as AUDIOREC_HGNN__FANOUTS=[10,5]"
+        ) from None

@@ -181,25 +181,34 @@ class Store:
         except KeyError:
             raise Corrupt(f"{self.uri(manifest)} has no file {name!r}; it has {sorted(manifest.files)}") from None
         remote = f"{self.folder(manifest.dataset, manifest.key, manifest.fingerprint)}/{stored.path}"
-        if self.is_local:
-            local = Path(remote)
-        else:
-            local = self.scratch / "cache" / stored.sha256[:2] / f"{stored.sha256}-{name.replace('/', '_')}"
-            if not local.exists():
-                local.parent.mkdir(parents=True, exist_ok=True)
-                temporary = local.with_name(f".{uuid.uuid4().hex}")
-                self.fs.get_file(remote, str(temporary))
-                temporary.replace(local)
+        local = Path(remote) if self.is_local else self._fetched(remote, stored, name)
         if not local.exists():
-            raise Corrupt(f"{remote} is missing, though its manifest names it; run the task that writes {manifest.dataset} again with --force")
+            raise Corrupt(
+                f"{remote} is missing, though its manifest names it; "
+                f"run the task that writes {manifest.dataset} again with --force"
+            )
         found = sha256_of(local)
         if found != stored.sha256:
-            if not self.is_local:
-                local.unlink()
             raise Corrupt(
-                f"{remote} has sha256 {found[:12]}…, its manifest promises {stored.sha256[:12]}…: "
-                f"the file was altered or damaged; run the task that writes {manifest.dataset} again with --force"
+                f"{remote} has sha256 {found[:12]}…, its manifest promises {stored.sha256[:12]}…: the file was altered "
+                f"or damaged; run the task that writes {manifest.dataset} again with --force"
             )
+        return local
+
+    def _fetched(self, remote: str, stored: StoredFile, name: str) -> Path:
+        """A local copy of a remote file; a damaged copy is fetched anew, a missing file leaves none."""
+        local = self.scratch / "cache" / stored.sha256[:2] / f"{stored.sha256}-{name.replace('/', '_')}"
+        if local.exists() and sha256_of(local) == stored.sha256:
+            return local
+        local.parent.mkdir(parents=True, exist_ok=True)
+        temporary = local.with_name(f".{uuid.uuid4().hex}")
+        try:
+            self.fs.get_file(remote, str(temporary))
+            temporary.replace(local)
+        except FileNotFoundError:
+            local.unlink(missing_ok=True)
+        finally:
+            temporary.unlink(missing_ok=True)
         return local
 
     # --- writing

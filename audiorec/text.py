@@ -124,7 +124,8 @@ class TextVectors:
 
 def cached_vectors(store: Store, settings: Text, texts: Sequence[str]) -> TextVectors:
     """Vectors of all texts; those that no segment of the cache holds are encoded now and kept as a new segment."""
-    key = model_key(settings)
+    # By code as well: vectors of another version of a library must not stand in for those of this one.
+    key = digest([model_key(settings), code_fingerprint("audiorec.text")])
     cache: dict[str, NDArray[np.float32]] = {}
     for fingerprint in store.fingerprints(CACHE, key):
         try:

@@ -44,8 +44,14 @@ RELEASE = Asset(
     extra={"registry": "MLflow registered model audiobook_recommender, alias champion"},
 )
 
-LINKS = ("Data Docs", "MLflow run", "MLflow version", "Runbook")
-"""Buttons on a task's page; the first three where its result names an address, the last where it failed."""
+LINKS = {
+    "validate": ("Data Docs",),
+    "train_hgnn": ("MLflow run",),
+    "train_two_tower": ("MLflow run",),
+    "evaluate": ("MLflow run",),
+    "promote": ("MLflow version",),
+}
+"""Buttons under Details of a task, beside Runbook for a failed one; their addresses come with its result."""
 
 AS_OF = "{{ ti.xcom_pull(task_ids='resolve_as_of') }}"
 """Every task takes the run's date from the first one: see traps 1-3 in docs/architecture.md."""
@@ -116,8 +122,9 @@ days before.
 
 **What is normal.** Warnings in the verdict: they are recorded and stop nothing.
 
-**If it is red.** `DQ-CRITICAL`: nothing was trained on these rows. Open **Data Docs** (button above, or
-the link in the log), mend or set aside the rows at their source, Clear with downstream.
+**If it is red.** `DQ-CRITICAL`: nothing was trained on these rows. Open **Data Docs** (the
+link in the log, or the button under Details), mend or set aside the rows at their source, Clear with
+downstream.
 """,
     "embed_text": """
 **What it does.** Sentence-BERT vectors of title and description.
@@ -138,12 +145,12 @@ the link in the log), mend or set aside the rows at their source, Clear with dow
 **What it does.** Trains the heterogeneous GNN; embeddings of every title at every cut.
 
 **What is normal.** The longest task. One at a time, over all runs: another run's waits as *scheduled*.
-Killed and tried again it says from which checkpoint it goes on. Curves are in MLflow (button above).
+Killed and tried again it says from which checkpoint it goes on. Curves are in MLflow (button under Details).
 """,
     "train_two_tower": """
 **What it does.** Trains the user tower and the audiobook tower, with and without the HGNN's vectors.
 
-**What is normal.** One at a time, over all runs. Curves are in MLflow (button above).
+**What is normal.** One at a time, over all runs. Curves are in MLflow (button under Details).
 """,
     "evaluate": """
 **What it does.** Judges the weights on the hold-out: HR@10, MRR, coverage, tail, in two panels, beside
@@ -191,10 +198,15 @@ PARAMS = {
         None,
         type=["null", "string"],
         enum=[None, *PROFILES],
+        values_display={
+            "null": "as in the settings file",
+            "smoke": "smoke: minutes, to see that all works",
+            "standard": "standard: the normal one",
+            "full": "full: longer training",
+        },
         title="Profile: amount of work",
         description_md=(
-            "*smoke*: minutes, to see that all works. *standard*: the normal one. *full*: longer "
-            "training. Empty: what the settings file says."
+            "How long to train and how many users to judge. Each profile has results of its own in the store."
         ),
     ),
     "force": Param(
@@ -207,11 +219,17 @@ PARAMS = {
         None,
         type=["null", "string"],
         enum=[None, "fresh", "if_better", "never", "force"],
+        values_display={
+            "null": "as in the settings file",
+            "fresh": "fresh: promoted unless it is worse",
+            "if_better": "if_better: only if it is better",
+            "never": "never: registered only",
+            "force": "force: the alias moves",
+        },
         title="Promote: what the gate does",
         description_md=(
-            "*fresh*: promoted unless it is worse. *if_better*: only if it is better (for a change of "
-            "recipe). *never*: registered only. *force*: the alias moves, also in a backfill. Empty: what "
-            "the settings file says."
+            "Whether the new version becomes the one that is served. *if_better* is for a change of recipe. "
+            "A backfill registers only, unless this says *force*."
         ),
     ),
 }
@@ -290,12 +308,12 @@ class ChainTask(BaseOperator):
     """One task of the chain, run as `python -m tasks.NAME` by the launcher."""
 
     template_fields = ("as_of",)
-    operator_extra_links = tuple(ResultLink(name) for name in LINKS)
 
     def __init__(self, *, as_of: str = AS_OF, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.as_of = as_of
         self.links: dict[str, str] = {}
+        self.operator_extra_links = tuple(map(ResultLink, (*LINKS.get(self.task_id, ()), "Runbook")))
 
     def execute(self, context: Context) -> dict[str, Any]:
         params, ti = context["params"], context["ti"]

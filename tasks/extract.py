@@ -140,7 +140,8 @@ def _write_days(
         for day, value in digests.items()
         if day != UNDATED and date.fromisoformat(day) >= first_day
     }
-    found = {day: out.store.find(INTERACTIONS, day, fp) for day, fp in wanted.items()}
+    # With --force all of them again, which mends a damaged one.
+    found = {day: None if out.replace else out.store.find(INTERACTIONS, day, fp) for day, fp in wanted.items()}
     missing = sorted(day for day, manifest in found.items() if manifest is None)
     if not missing:
         return [found[day] for day in sorted(found)], 0  # type: ignore[misc]
@@ -171,6 +172,7 @@ def _write_days(
                 code=out.code,
                 facts={"counts": {"interactions": rows, "rejects": set_aside}},
                 run=out.run,
+                replace=out.replace,
             )
             progress.advance(note=day)
     return [found[day] for day in sorted(found)], len(missing)  # type: ignore[misc]
@@ -231,9 +233,10 @@ def _view_of(
         )
         return
     listed = ", ".join("'" + str(path).replace("'", "''") + "'" for path in paths)
+    # From the rows, not from the path: of a remote store the file is a copy in the cache, named by its bytes.
+    time = "occurred_at" if file == "interactions.parquet" else "first_at"
     connection.execute(
-        f"CREATE TEMP VIEW {name} AS SELECT CAST(regexp_extract(filename, '(\\d{{4}}-\\d\\d-\\d\\d)/[0-9a-f]+/[^/]*$', 1) AS DATE) AS day, "
-        f"* EXCLUDE (filename) FROM read_parquet([{listed}], filename = true)"
+        f"CREATE TEMP VIEW {name} AS SELECT CAST({time} AS DATE) AS day, * FROM read_parquet([{listed}])"  # noqa: S608 - store's own paths
     )
 
 

@@ -140,7 +140,7 @@ def tiny_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from audiorec.simulator import preset, write_source_tables
 
     folder = tmp_path_factory.mktemp("tiny") / "source"
-    config = preset("tiny", n_users=600, audiobook_starts=6.0, adopted_at_start=0.7, music_plays=0.4)
+    config = preset("tiny", n_users=500, audiobook_starts=14.0, adopted_at_start=0.8, music_plays=0.4)
     write_source_tables(config, folder)
     return folder
 
