@@ -134,13 +134,41 @@ def run_chain(
     return Chain(settings, as_of, results)
 
 
+def tiny_environment(settings: Any) -> dict[str, str]:
+    """The same settings as environment variables, for a task that runs as a process of its own."""
+    import json
+
+    found = {"AUDIOREC_SOURCE__URI": settings.source.uri}
+    for group, fields in merged(TINY_GROUPS, {"store": settings.store.model_dump()}).items():
+        for field, value in fields.items():
+            text = value if isinstance(value, str) else json.dumps(value)
+            found[f"AUDIOREC_{group}__{field}".upper()] = text
+    return found
+
+
+class Tiny:
+    """The helpers above, by fixture: tests cannot import a conftest."""
+
+    tasks = TINY_TASKS
+    as_of = TINY_AS_OF
+    no_mlflow = NO_MLFLOW
+    settings = staticmethod(tiny_settings)
+    run = staticmethod(run_chain)
+    environment = staticmethod(tiny_environment)
+
+
+@pytest.fixture(scope="session")
+def tiny() -> type[Tiny]:
+    return Tiny
+
+
 @pytest.fixture(scope="session")
 def tiny_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The simulator's preset `tiny` with more listeners, dirt included: 2026-10-10 to 2026-11-23, hive folders."""
     from audiorec.simulator import preset, write_source_tables
 
     folder = tmp_path_factory.mktemp("tiny") / "source"
-    config = preset("tiny", n_users=500, audiobook_starts=14.0, adopted_at_start=0.8, music_plays=0.4)
+    config = preset("tiny", n_users=700, audiobook_starts=14.0, adopted_at_start=0.8, music_plays=0.4)
     write_source_tables(config, folder)
     return folder
 
