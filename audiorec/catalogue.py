@@ -61,7 +61,9 @@ class Extract:
     @functools.cached_property
     def first_signal_day(self) -> np.ndarray:
         """[users] day number of the first audiobook signal (from then on warm); huge where there is none."""
-        merged = self.users[["user_id"]].merge(self._table("first_signal"), on="user_id", how="left", sort=False)
+        merged = self.users[["user_id"]].merge(
+            self._table("first_signal"), on="user_id", how="left", sort=False
+        )
         return _days(merged["first_signal_on"])
 
     @functools.cached_property
@@ -77,8 +79,13 @@ class Extract:
     def _first_streams(self, kind: str, ids: pd.Series) -> pd.DataFrame:
         table = self._table("first_streamed")
         table = table[table["item_type"] == kind]
-        item, user = pd.Index(ids).get_indexer(table["item_id"]), pd.Index(self.users["user_id"]).get_indexer(table["user_id"])
-        frame = pd.DataFrame({"user_idx": user, f"{kind}_idx": item, "day": _days(table["first_streamed_on"])})
+        item, user = (
+            pd.Index(ids).get_indexer(table["item_id"]),
+            pd.Index(self.users["user_id"]).get_indexer(table["user_id"]),
+        )
+        frame = pd.DataFrame(
+            {"user_idx": user, f"{kind}_idx": item, "day": _days(table["first_streamed_on"])}
+        )
         return frame[frame[f"{kind}_idx"] >= 0].reset_index(drop=True)
 
     @functools.cached_property
@@ -87,23 +94,32 @@ class Extract:
         days = _days(self.audiobooks["published_on"])
         return np.where(days > 10**8, -(10**9), days)
 
-    def events(self, item_type: str, first_day: date, last_day: date, artist_of_track: bool = False) -> pd.DataFrame:
+    def events(
+        self, item_type: str, first_day: date, last_day: date, artist_of_track: bool = False
+    ) -> pd.DataFrame:
         """user_idx, item_idx, signal (index into SIGNALS), day, seconds of the counted events of a window.
 
         Titles that the catalogue lacks are left out (extract counted them as unknown_item_id). With
         `artist_of_track` the item of music is the artist, `item_idx` a row of `artists`.
         """
         paths = [str(path) for path in self.inputs.interactions(first_day, last_day)]
-        empty = pd.DataFrame({name: np.zeros(0, np.int64) for name in ("user_idx", "item_idx", "signal", "day", "seconds")})
+        empty = pd.DataFrame(
+            {name: np.zeros(0, np.int64) for name in ("user_idx", "item_idx", "signal", "day", "seconds")}
+        )
         if not paths:
             return empty
         connection = duck.connect(self.settings)
         items = self._items(item_type, artist_of_track)
         connection.register("items", pa.Table.from_pandas(items, preserve_index=False))
         connection.register(
-            "users", pa.Table.from_pandas(self.users[["user_id"]].assign(user_idx=np.arange(len(self.users))), preserve_index=False)
+            "users",
+            pa.Table.from_pandas(
+                self.users[["user_id"]].assign(user_idx=np.arange(len(self.users))), preserve_index=False
+            ),
         )
-        connection.register("signals", pa.table({"event": list(SIGNALS), "signal": list(range(len(SIGNALS)))}))
+        connection.register(
+            "signals", pa.table({"event": list(SIGNALS), "signal": list(range(len(SIGNALS)))})
+        )
         return connection.execute(
             """
             SELECT

@@ -16,7 +16,12 @@ class Task:
 
 
 _TASKS = (
-    Task("extract", (), ("time", "extract"), "typed, deduplicated interactions a day; catalogue, users, rejects"),
+    Task(
+        "extract",
+        (),
+        ("time", "extract"),
+        "typed, deduplicated interactions a day; catalogue, users, rejects",
+    ),
     Task("validate", ("extract",), ("time", "validation"), "data-quality verdict and Data Docs"),
     Task("embed_text", ("extract",), ("text",), "Sentence-BERT vectors of title and description"),
     Task("embed_music", ("extract",), ("time", "music"), "artist vectors, factorised on the train cut"),

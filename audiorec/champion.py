@@ -49,9 +49,13 @@ class Bundle:
             manifest = store.find(named["dataset"], named["key"], named["fingerprint"])
             where = f"{named['dataset']}/{named['key']}/{named['fingerprint']}"
             if manifest is None:
-                raise Corrupt(f"the release of {release['as_of']} needs {where}, which the store {store.root} lacks")
+                raise Corrupt(
+                    f"the release of {release['as_of']} needs {where}, which the store {store.root} lacks"
+                )
             if hashlib.sha256(manifest.to_bytes()).hexdigest() != named["sha256"]:
-                raise Corrupt(f"the manifest of {where} is not the one that the release of {release['as_of']} was made of")
+                raise Corrupt(
+                    f"the manifest of {where} is not the one that the release of {release['as_of']} was made of"
+                )
             manifests[task] = manifest
         return cls(date.fromisoformat(release["as_of"]), manifests)
 

@@ -46,7 +46,9 @@ class Checkpoint:
 
         self._folder.mkdir(parents=True, exist_ok=True)
         temporary = self._path.with_suffix(f".{os.getpid()}.tmp")
-        save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, metadata={_RECORD: json.dumps(record)})
+        save_file(
+            {k: v.contiguous() for k, v in tensors.items()}, temporary, metadata={_RECORD: json.dumps(record)}
+        )
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         temporary.replace(self._path)
@@ -65,7 +67,10 @@ class Checkpoint:
         except (SafetensorError, KeyError, ValueError) as error:
             aside = self._path.with_suffix(".unreadable")
             shutil.move(self._path, aside)
-            print(f"checkpoint {self._path} is unreadable ({error}); moved to {aside.name}, training starts anew", flush=True)
+            print(
+                f"checkpoint {self._path} is unreadable ({error}); moved to {aside.name}, training starts anew",
+                flush=True,
+            )
             return None
 
     def remove(self) -> None:

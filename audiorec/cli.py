@@ -23,7 +23,9 @@ from audiorec.errors import AudiorecError, ExitCode
 from audiorec.settings import SETTINGS_VARIABLE, Settings, load_settings
 
 app = typer.Typer(
-    help="Audiobook recommendations with 2T-HGNN, as an Airflow workflow.", no_args_is_help=True, pretty_exceptions_enable=False
+    help="Audiobook recommendations with 2T-HGNN, as an Airflow workflow.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
 )
 console = Console()
 errors = Console(stderr=True)
@@ -31,7 +33,8 @@ errors = Console(stderr=True)
 DAG_ID = "audiobook_recommender"
 
 SettingsFile = Annotated[
-    Path | None, typer.Option("--settings", help=f"TOML file of settings (default: the variable {SETTINGS_VARIABLE}).")
+    Path | None,
+    typer.Option("--settings", help=f"TOML file of settings (default: the variable {SETTINGS_VARIABLE})."),
 ]
 Profile = Annotated[str | None, typer.Option(help="Amount of work: smoke, standard or full.")]
 AsOf = Annotated[datetime, typer.Option("--as-of", formats=["%Y-%m-%d"], help="Last day of data, UTC.")]
@@ -83,14 +86,18 @@ def demo(profile: Profile = "smoke", settings_file: SettingsFile = None) -> None
         console.print(f"1. Sample source tables up to {as_of} (made up; not Spotify's data)")
         summary = write_source_tables(preset("sample", last_day=as_of), Path(settings.source.uri))
         rows = ", ".join(f"{number:,} {table}" for table, number in summary.rows.items())
-        console.print(f"   {'there already' if summary.reused else 'written'} in {settings.source.uri}: {rows}")
+        console.print(
+            f"   {'there already' if summary.reused else 'written'} in {settings.source.uri}: {rows}"
+        )
         _run(settings, settings_file, as_of, {"profile": profile}, step=2)
 
 
 @app.command()
 def run(
     as_of: AsOf,
-    source: Annotated[str | None, typer.Option(help="Source tables: folder of parquet, .duckdb file or .sql file.")] = None,
+    source: Annotated[
+        str | None, typer.Option(help="Source tables: folder of parquet, .duckdb file or .sql file.")
+    ] = None,
     profile: Profile = None,
     force: Annotated[bool, typer.Option(help="Do every task again.")] = False,
     promote: Annotated[str | None, typer.Option(help="fresh, if_better, never or force.")] = None,
@@ -103,10 +110,14 @@ def run(
             overrides["source"] = {"uri": source}
         settings = _settings(settings_file, profile, **overrides)
         params = {"profile": profile, "force": force, "promote": promote}
-        _run(settings, settings_file, as_of.date(), {k: v for k, v in params.items() if v is not None}, step=1)
+        _run(
+            settings, settings_file, as_of.date(), {k: v for k, v in params.items() if v is not None}, step=1
+        )
 
 
-def _run(settings: Settings, settings_file: Path | None, as_of: date, params: dict[str, Any], step: int) -> None:
+def _run(
+    settings: Settings, settings_file: Path | None, as_of: date, params: dict[str, Any], step: int
+) -> None:
     """Start the services, trigger the DAG for a date, watch it, show what it gave; Exit 1 unless all of it is true."""
     from audiorec.demo import show_metrics, show_recommendations
     from audiorec.recommend import Recommender
@@ -117,13 +128,19 @@ def _run(settings: Settings, settings_file: Path | None, as_of: date, params: di
     console.print(f"{step}. Airflow and MLflow on this machine")
     state = control.start(settings, settings_file=settings_file, say=lambda text: console.print(f"   {text}"))
     login = layout.login(settings)
-    console.print(f"   up{'' if state.seconds is None else f' after {state.seconds:.0f} s'}: {state.airflow} and {state.mlflow}")
+    console.print(
+        f"   up{'' if state.seconds is None else f' after {state.seconds:.0f} s'}: {state.airflow} and {state.mlflow}"
+    )
     with AirflowClient(state.airflow, login.user, login.password) as client:
         client.wait_for_dag(DAG_ID, 120)
         started = client.start_run(DAG_ID, as_of, params)
         console.print(f"{step + 1}. DAG run {started.run_id} for {as_of}")
         ended = watch(
-            client, DAG_ID, started.run_id, progress_folder=Path(settings.store.scratch) / "progress" / as_of.isoformat(), console=console
+            client,
+            DAG_ID,
+            started.run_id,
+            progress_folder=Path(settings.store.scratch) / "progress" / as_of.isoformat(),
+            console=console,
         )
         verdict = client.xcom(DAG_ID, started.run_id, "promote") or {}
     if ended.state != "success":
@@ -134,13 +151,17 @@ def _run(settings: Settings, settings_file: Path | None, as_of: date, params: di
         raise typer.Exit(1)
     console.print(f"   promote: {verdict.get('verdict')}")
     recommender = Recommender.champion(settings)
-    console.print(f"{step + 2}. Recommendations of version {recommender.version}, data up to {recommender.as_of}")
+    console.print(
+        f"{step + 2}. Recommendations of version {recommender.version}, data up to {recommender.as_of}"
+    )
     if settings.source.uri.endswith("sample"):
         show_recommendations(console, recommender)
     else:
         _show_whoever(recommender)
     show_metrics(console, settings, min(as_of, recommender.as_of))
-    console.print(f"Airflow: {state.airflow}  (user {login.user}, password {login.password})", highlight=False)
+    console.print(
+        f"Airflow: {state.airflow}  (user {login.user}, password {login.password})", highlight=False
+    )
     console.print(f"MLflow:  {state.mlflow}  (no login; bound to this machine)", highlight=False)
     console.print("Both stay up; `make down` ends them.")
 
@@ -154,11 +175,15 @@ def _show_whoever(recommender: Any) -> None:
             console.print(f"   (no {kind.removeprefix('a ')} in these tables)")
         else:
             found = recommender.recommend(user_id, TITLES)
-            console.print(recommendation_table(f"For {kind}: {user_id} ({recommender.about(user_id)})", found))
+            console.print(
+                recommendation_table(f"For {kind}: {user_id} ({recommender.about(user_id)})", found)
+            )
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
-def task(context: typer.Context, name: Annotated[str, typer.Argument(help=f"One of {', '.join(CHAIN)}.")]) -> None:
+def task(
+    context: typer.Context, name: Annotated[str, typer.Argument(help=f"One of {', '.join(CHAIN)}.")]
+) -> None:
     """Run one task alone, as `python -m tasks.NAME` does, e.g. `audiorec task extract --as-of 2026-11-23`."""
     if name not in CHAIN:
         errors.print(f"unknown task {name!r}; expected one of {', '.join(CHAIN)}")
@@ -169,7 +194,10 @@ def task(context: typer.Context, name: Annotated[str, typer.Argument(help=f"One 
 
 
 @app.command()
-def status(as_of: Annotated[datetime | None, typer.Option("--as-of", formats=["%Y-%m-%d"])] = None, settings_file: SettingsFile = None) -> None:
+def status(
+    as_of: Annotated[datetime | None, typer.Option("--as-of", formats=["%Y-%m-%d"])] = None,
+    settings_file: SettingsFile = None,
+) -> None:
     """Services, the champion, and per date and task: done, stale (with other inputs, settings or code) or missing."""
     with _plain_errors():
         from audiorec.champion import read_pointer
@@ -179,14 +207,19 @@ def status(as_of: Annotated[datetime | None, typer.Option("--as-of", formats=["%
 
         settings = _settings(settings_file)
         state = control.status(settings)
-        parts = ", ".join(f"{name} {word}" for name, word in state.services.items()) or "down (`audiorec up` starts them)"
+        parts = (
+            ", ".join(f"{name} {word}" for name, word in state.services.items())
+            or "down (`audiorec up` starts them)"
+        )
         console.print(f"services: {parts}", highlight=False)
         store = Store(settings.store.uri, settings.store.scratch)
         pointed = read_pointer(store)
         if pointed:
             data_date = date.fromisoformat(pointed[1]["as_of"])
             age = (datetime.now(UTC).date() - data_date).days
-            console.print(f"champion: version {pointed[0]}, data up to {data_date} ({age} day(s) old)", highlight=False)
+            console.print(
+                f"champion: version {pointed[0]}, data up to {data_date} ({age} day(s) old)", highlight=False
+            )
         else:
             console.print("champion: none yet", highlight=False)
         dates = [as_of.date()] if as_of else [date.fromisoformat(key) for key in store.keys("extract")][-14:]
@@ -210,7 +243,9 @@ def generate(
     folder: Annotated[Path, typer.Argument(help="Where to write the tables.")],
     preset_name: Annotated[str, typer.Option("--preset", help="tiny or sample.")] = "sample",
     seed: Annotated[int, typer.Option(help="Another seed gives other people with other tastes.")] = 1,
-    last_day: Annotated[datetime | None, typer.Option(formats=["%Y-%m-%d"], help="Last day of events (default: yesterday).")] = None,
+    last_day: Annotated[
+        datetime | None, typer.Option(formats=["%Y-%m-%d"], help="Last day of events (default: yesterday).")
+    ] = None,
 ) -> None:
     """Write seeded sample source tables."""
     with _plain_errors():
@@ -218,7 +253,9 @@ def generate(
 
         config = preset(preset_name, seed=seed, last_day=last_day.date() if last_day else _yesterday())
         summary = write_source_tables(config, folder)
-        table = Table(title=f"{'There already' if summary.reused else 'Written'}: {folder}", title_justify="left")
+        table = Table(
+            title=f"{'There already' if summary.reused else 'Written'}: {folder}", title_justify="left"
+        )
         table.add_column("table")
         table.add_column("rows", justify="right")
         table.add_column("of them dirt", justify="right")
@@ -228,14 +265,18 @@ def generate(
 
 
 @app.command()
-def recommend(user_id: str, k: Annotated[int, typer.Option(min=1, max=100)] = 10, settings_file: SettingsFile = None) -> None:
+def recommend(
+    user_id: str, k: Annotated[int, typer.Option(min=1, max=100)] = 10, settings_file: SettingsFile = None
+) -> None:
     """Audiobooks for one user, with reasons, from the champion."""
     with _plain_errors():
         from audiorec.demo import recommendation_table
         from audiorec.recommend import Recommender
 
         recommender = Recommender.champion(_settings(settings_file))
-        caption = f"{user_id} ({recommender.about(user_id)}), version {recommender.version} of {recommender.as_of}"
+        caption = (
+            f"{user_id} ({recommender.about(user_id)}), version {recommender.version} of {recommender.as_of}"
+        )
         console.print(recommendation_table(caption, recommender.recommend(user_id, k)))
 
 
@@ -248,7 +289,9 @@ def up(settings_file: SettingsFile = None) -> None:
         settings = _settings(settings_file)
         state = control.start(settings, settings_file=settings_file)
         login = layout.login(settings)
-        console.print(f"Airflow: {state.airflow}  (user {login.user}, password {login.password})", highlight=False)
+        console.print(
+            f"Airflow: {state.airflow}  (user {login.user}, password {login.password})", highlight=False
+        )
         console.print(f"MLflow:  {state.mlflow}", highlight=False)
 
 
@@ -308,7 +351,9 @@ def doctor(settings_file: SettingsFile = None) -> None:
 
 def _all_healthy(state: Any) -> str:
     if not state.healthy:
-        raise RuntimeError(", ".join(f"{name}: {word}" for name, word in state.services.items()) or str(state.error))
+        raise RuntimeError(
+            ", ".join(f"{name}: {word}" for name, word in state.services.items()) or str(state.error)
+        )
     return f"{state.airflow}, {state.mlflow}"
 
 

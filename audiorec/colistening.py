@@ -104,7 +104,9 @@ def _merge(one: sp.csr_matrix, other: sp.csr_matrix) -> sp.csr_matrix:
 
 def _edges(matrix: sp.csr_matrix) -> Edges:
     matrix.sort_indices()
-    return Edges(matrix.indptr.astype(np.int64), matrix.indices.astype(np.int32), matrix.data.astype(np.int32))
+    return Edges(
+        matrix.indptr.astype(np.int64), matrix.indices.astype(np.int32), matrix.data.astype(np.int32)
+    )
 
 
 def cut_relations(extract: Extract, cut: Cut, settings: Graph) -> dict[str, Edges]:

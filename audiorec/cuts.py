@@ -87,4 +87,6 @@ def cuts(as_of: date, time: Time) -> Cuts:
         first = split - time.target_days * (time.target_blocks - number) * day
         name = "train" if number == 0 else f"train_{number + 1}"
         blocks.append(TargetBlock(first, first + (time.target_days - 1) * day, cut(name, first - day)))
-    return Cuts(as_of, split, tuple(blocks), cut("judge", split - day), cut("release", as_of), time.window_days)
+    return Cuts(
+        as_of, split, tuple(blocks), cut("judge", split - day), cut("release", as_of), time.window_days
+    )

@@ -25,7 +25,9 @@ def show_recommendations(console: Console, recommender: Recommender) -> None:
     """
     for kind, user_id in recommender.example_users().items():
         if user_id is None:
-            raise BadData(f"the release of {recommender.as_of} has no {kind.removeprefix('a ')}; use a larger sample")
+            raise BadData(
+                f"the release of {recommender.as_of} has no {kind.removeprefix('a ')}; use a larger sample"
+            )
         found = recommender.recommend(user_id, TITLES)
         if len(found) < TITLES or not all(one.title and one.reason for one in found):
             raise BadData(f"{kind} ({user_id}) got {len(found)} titles with reasons, expected {TITLES}")
@@ -57,9 +59,15 @@ def show_metrics(console: Console, settings: Settings, as_of: date) -> None:
     bundle = Bundle.load(store, pointed[1])
     metrics = pd.read_csv(store.open(bundle.manifests["evaluate"], "metrics.csv"))
     metrics = metrics[metrics["panel"] == "full"]
-    users = int(metrics[(metrics["segment"] == "all") & (metrics["metric"] == "HR@10")]["users"].iloc[0]) if len(metrics) else 0
+    users = (
+        int(metrics[(metrics["segment"] == "all") & (metrics["metric"] == "HR@10")]["users"].iloc[0])
+        if len(metrics)
+        else 0
+    )
     table = Table(
-        title=f"Hold-out of {bundle.as_of}: {users} users, whole catalogue, 95% intervals", title_justify="left", title_style="bold"
+        title=f"Hold-out of {bundle.as_of}: {users} users, whole catalogue, 95% intervals",
+        title_justify="left",
+        title_style="bold",
     )
     for column in ("model", "HR@10", "warm", "cold", "MRR", "coverage@100"):
         table.add_column(column, justify="left" if column == "model" else "right")

@@ -25,7 +25,8 @@ def load_cut_graph(store: Store, graph: Manifest, cut: str) -> dict[EdgeType, Cs
     for edge_type in EDGE_TYPES:
         name = f"{cut}.{edge_type[0]}_{edge_type[2]}"
         arrays = [
-            np.load(store.open(graph, f"{name}.{part}.npy"), mmap_mode="r", allow_pickle=False) for part in ("indptr", "indices")
+            np.load(store.open(graph, f"{name}.{part}.npy"), mmap_mode="r", allow_pickle=False)
+            for part in ("indptr", "indices")
         ]
         loaded[edge_type] = Csr(*arrays)
     return loaded
@@ -69,7 +70,6 @@ def embed_cut(
 def load_text(store: Store, text: Manifest) -> dict[str, np.ndarray]:
     """Text vectors by node type, [titles, T], memory-mapped."""
     return {
-        kind: np.load(store.open(text, f"{kind}_text.npy"), mmap_mode="r", allow_pickle=False) for kind in ("audiobook", "podcast")
+        kind: np.load(store.open(text, f"{kind}_text.npy"), mmap_mode="r", allow_pickle=False)
+        for kind in ("audiobook", "podcast")
     }
-
-

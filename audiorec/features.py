@@ -77,7 +77,7 @@ class ItemFeatures:
 
 @dataclass(frozen=True)
 class FeatureSpec:
-    """What is fitted on the training targets and kept with the version: vocabularies and scalers."""
+    """Vocabularies of the extract and scalers of the training targets, kept with the version."""
 
     config: FeatureConfig
     countries: tuple[str, ...]
@@ -98,9 +98,12 @@ class FeatureSpec:
     def from_json(cls, plain: dict[str, Any]) -> FeatureSpec:
         config = dict(plain["config"])
         config["popularity_windows"] = tuple(config["popularity_windows"])
-        arrays = {n: np.asarray(plain[n], np.float32) for n in ("user_mean", "user_scale", "item_mean", "item_scale")}
-        words = {n: tuple(plain[n]) for n in ("countries", "languages", "genres")}
-        return cls(config=FeatureConfig(**config), **words, **arrays)
+        fields: dict[str, Any] = {n: tuple(plain[n]) for n in ("countries", "languages", "genres")}
+        fields |= {
+            n: np.asarray(plain[n], np.float32)
+            for n in ("user_mean", "user_scale", "item_mean", "item_scale")
+        }
+        return cls(config=FeatureConfig(**config), **fields)
 
     def scale_users(self, dense: np.ndarray) -> np.ndarray:
         return ((dense - self.user_mean) * self.user_scale).astype(np.float32)
@@ -137,7 +140,9 @@ class _History:
         self.signal = ordered["signal"].to_numpy(np.int64)
         self._key = ordered["user_idx"].to_numpy(np.int64) * 2**20 + ordered["day"].to_numpy(np.int64)
 
-    def pairs(self, user_idx: np.ndarray, first: np.ndarray, before: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def pairs(
+        self, user_idx: np.ndarray, first: np.ndarray, before: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
         """(request, event) for all events of request r's user on days first[r] <= day < before[r]."""
         start = np.searchsorted(self._key, user_idx * 2**20 + first)
         stop = np.searchsorted(self._key, user_idx * 2**20 + before)
@@ -147,18 +152,26 @@ class _History:
         return request, np.repeat(start, length) + offset
 
     def titles(
-        self, user_idx: np.ndarray, first: np.ndarray, before: np.ndarray, signals: tuple[int, ...], width: int
+        self,
+        user_idx: np.ndarray,
+        first: np.ndarray,
+        before: np.ndarray,
+        signals: tuple[int, ...],
+        width: int,
     ) -> sp.csr_matrix:
         """0/1 [R, width]: titles that each request's user touched by one of `signals`."""
         request, event = self.pairs(user_idx, first, before)
         keep = np.isin(self.signal[event], signals)
         counts = sp.coo_matrix(
-            (np.ones(int(keep.sum()), np.float32), (request[keep], self.item[event[keep]])), shape=(len(user_idx), width)
+            (np.ones(int(keep.sum()), np.float32), (request[keep], self.item[event[keep]])),
+            shape=(len(user_idx), width),
         ).tocsr()
         counts.data[:] = 1.0
         return counts
 
-    def counts(self, user_idx: np.ndarray, first: np.ndarray, before: np.ndarray, width: int) -> sp.csr_matrix:
+    def counts(
+        self, user_idx: np.ndarray, first: np.ndarray, before: np.ndarray, width: int
+    ) -> sp.csr_matrix:
         """log(1 + events) [R, width]."""
         request, event = self.pairs(user_idx, first, before)
         counts = sp.coo_matrix(
@@ -204,11 +217,15 @@ class FeatureBuilder:
 
     @functools.cached_property
     def _music(self) -> _History:
-        return _History(self.extract.events("music", self._first_day, self.extract.as_of, artist_of_track=True))
+        return _History(
+            self.extract.events("music", self._first_day, self.extract.as_of, artist_of_track=True)
+        )
 
     @functools.cached_property
     def _stream_days(self) -> tuple[np.ndarray, np.ndarray]:
-        streams = self._audiobook_events[self._audiobook_events["signal"] == 0].sort_values("day", kind="stable")
+        streams = self._audiobook_events[self._audiobook_events["signal"] == 0].sort_values(
+            "day", kind="stable"
+        )
         return streams["day"].to_numpy(np.int64), streams["item_idx"].to_numpy(np.int64)
 
     @functools.cached_property
@@ -219,7 +236,11 @@ class FeatureBuilder:
     @functools.cached_property
     def _title_first_day(self) -> np.ndarray:
         first = np.full(len(self.extract.audiobooks), 10**9, np.int64)
-        np.minimum.at(first, self.extract.first_streams["audiobook_idx"].to_numpy(), self.extract.first_streams["day"].to_numpy())
+        np.minimum.at(
+            first,
+            self.extract.first_streams["audiobook_idx"].to_numpy(),
+            self.extract.first_streams["day"].to_numpy(),
+        )
         return first
 
     def window_start(self, day: np.ndarray) -> np.ndarray:
@@ -231,19 +252,30 @@ class FeatureBuilder:
     def with_artists_folded_in(self, before: date) -> FeatureBuilder:
         """The same, with artists that the factorisation did not know folded in from events before a day."""
         start = DAY_ZERO + timedelta(days=int(self.window_start(np.array(day_number(before)))))
-        events = self.extract.events("music", max(start, self._first_day), before - timedelta(days=1), artist_of_track=True)
+        events = self.extract.events(
+            "music", max(start, self._first_day), before - timedelta(days=1), artist_of_track=True
+        )
         plays = music.plays_matrix(events, len(self.extract.users), len(self.extract.artists))
         vectors, known = music.fold_in_artists(plays, self.artist_vectors, self.artist_known)
         folded = FeatureBuilder(self.extract, self.config, vectors, known, self._first_day)
         # The loaded histories are the same; share them.
-        for name in ("_audiobook_events", "_audiobooks", "_podcasts", "_music", "_stream_days", "_first_stream_days"):
+        for name in (
+            "_audiobook_events",
+            "_audiobooks",
+            "_podcasts",
+            "_music",
+            "_stream_days",
+            "_first_stream_days",
+        ):
             if name in self.__dict__:
                 folded.__dict__[name] = self.__dict__[name]
         return folded
 
     # --- users
 
-    def users(self, user_idx: np.ndarray, day: np.ndarray, vectors: Vectors, spec: FeatureSpec | None) -> UserFeatures:
+    def users(
+        self, user_idx: np.ndarray, day: np.ndarray, vectors: Vectors, spec: FeatureSpec | None
+    ) -> UserFeatures:
         """Features of requests (user_idx[r], day[r]); scaled and looked up by `spec`, raw (for fitting) without.
 
         Dense columns: age and its absence; music vector and its presence; for audiobooks and podcasts, the mean
@@ -274,7 +306,9 @@ class FeatureBuilder:
 
     def _age(self, users: np.ndarray, days: np.ndarray) -> np.ndarray:
         born = self.extract.users["birth_year"].to_numpy(np.float64, na_value=np.nan)[users]
-        year = (np.datetime64(DAY_ZERO) + days.astype("timedelta64[D]")).astype("datetime64[Y]").astype(np.int64) + 1970
+        year = (np.datetime64(DAY_ZERO) + days.astype("timedelta64[D]")).astype("datetime64[Y]").astype(
+            np.int64
+        ) + 1970
         missing = np.isnan(born)
         age = np.where(missing, 0.0, (year - np.nan_to_num(born) - 40.0) / 20.0)
         return np.stack([age, missing], axis=1)
@@ -324,7 +358,9 @@ class FeatureBuilder:
         start = int(self.window_start(np.array(day)))
         windows = [*(max(day - w, start) for w in self.config.popularity_windows), start]
         counts = [
-            self.counted(days, items, first, day) for days, items in (self._stream_days, self._first_stream_days) for first in windows
+            self.counted(days, items, first, day)
+            for days, items in (self._stream_days, self._first_stream_days)
+            for first in windows
         ]
         return np.log(np.stack(counts, axis=1) + self.config.popularity_smoothing).astype(np.float32)
 
@@ -352,10 +388,13 @@ class FeatureBuilder:
         stop = np.searchsorted(key, user_idx * 2**20 + day)
         length = stop - start
         request = np.repeat(np.arange(len(user_idx)), length)
-        event = np.repeat(start, length) + np.arange(len(request)) - np.repeat(np.cumsum(length) - length, length)
+        event = (
+            np.repeat(start, length) + np.arange(len(request)) - np.repeat(np.cumsum(length) - length, length)
+        )
         items = firsts["audiobook_idx"].to_numpy()[event]
         return sp.csr_matrix(
-            (np.ones(len(items), np.float32), (request, items)), shape=(len(user_idx), len(self.extract.audiobooks))
+            (np.ones(len(items), np.float32), (request, items)),
+            shape=(len(user_idx), len(self.extract.audiobooks)),
         )
 
 

@@ -119,10 +119,15 @@ def sql_files(module: str) -> list[str]:
     """Names of the SQL files that a module reads with `read_sql("NAME")`."""
     names = []
     for node in ast.walk(_parsed(module)):
-        if isinstance(node, ast.Call) and getattr(node.func, "id", getattr(node.func, "attr", "")) == "read_sql":
+        if (
+            isinstance(node, ast.Call)
+            and getattr(node.func, "id", getattr(node.func, "attr", "")) == "read_sql"
+        ):
             argument = node.args[0] if len(node.args) == 1 else None
             if not isinstance(argument, ast.Constant):
-                raise TypeError(f"{module}: read_sql needs a literal name, so that the fingerprint can follow it")
+                raise TypeError(
+                    f"{module}: read_sql needs a literal name, so that the fingerprint can follow it"
+                )
             names.append(str(argument.value))
     return sorted(set(names))
 
@@ -132,7 +137,7 @@ _BENEATH = {"sentence_transformers": {"torch", "transformers", "tokenizers"}, "t
 
 
 def _libraries(module: str) -> set[str]:
-    found = set()
+    found: set[str] = set()
     for node in ast.walk(_parsed(module)):
         if isinstance(node, ast.Import):
             found.update(alias.name.split(".")[0] for alias in node.names)
@@ -155,7 +160,9 @@ def code_parts(module: str) -> dict[str, dict[str, str]]:
     libraries = sorted({library for m in modules for library in _libraries(m)})
     return {
         "modules": {name: module_hash(name) for name in modules},
-        "sql": {name: sql_hash(files("sql").joinpath(f"{name}.sql").read_text(encoding="utf-8")) for name in names},
+        "sql": {
+            name: sql_hash(files("sql").joinpath(f"{name}.sql").read_text(encoding="utf-8")) for name in names
+        },
         "libraries": {
             distribution: importlib.metadata.version(distribution)
             for library in libraries

@@ -73,12 +73,18 @@ def decide(
     if policy == "never":
         return Verdict(False, "registered", ["promote is `never`"])
     if run_type == "backfill" and policy != "force":
-        return Verdict(False, "registered", ["a backfill registers and moves the champion only if asked (promote = force)"])
+        return Verdict(
+            False,
+            "registered",
+            ["a backfill registers and moves the champion only if asked (promote = force)"],
+        )
     if champion is not None and champion.as_of >= candidate.as_of:
         return Verdict(
             False,
             "registered",
-            [f"the champion (version {champion.version}, {champion.as_of}) is not of an earlier date; to go back use a rollback"],
+            [
+                f"the champion (version {champion.version}, {champion.as_of}) is not of an earlier date; to go back use a rollback"
+            ],
         )
     if policy == "force":
         return Verdict(True, "promoted", ["forced"])
@@ -87,7 +93,7 @@ def decide(
     against: list[str] = []
     for_it: list[str] = []
     earlier = list(promoted_hit_rates)[: settings.history]
-    if earlier:
+    if earlier and champion is not None:
         floor = settings.min_ratio * median(earlier)
         text = f"HR@10 {candidate.hit_rate:.4f} against {settings.min_ratio} x the median of {len(earlier)} promoted version(s), {floor:.4f}"
         (against if candidate.hit_rate < floor else for_it).append(text)

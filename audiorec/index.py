@@ -20,7 +20,7 @@ def build(vectors: np.ndarray, settings: Index) -> Any:
     faiss.omp_set_num_threads(1)
     vectors = np.ascontiguousarray(vectors, np.float32)
     if len(vectors) <= settings.exact_limit:
-        index = faiss.IndexFlatIP(vectors.shape[1])
+        index: Any = faiss.IndexFlatIP(vectors.shape[1])
     else:
         index = faiss.IndexHNSWFlat(vectors.shape[1], settings.hnsw_m, faiss.METRIC_INNER_PRODUCT)
         index.hnsw.efConstruction = settings.ef_construction

@@ -39,24 +39,31 @@ class ArtistVectors:
         """Vectors and known flags in the order of another extract's artists; unknown ones are zeros."""
         row = self.ids.get_indexer(artists)
         found = row >= 0
-        vectors = np.where(found[:, None], self.vectors[row], 0.0).astype(np.float32) if len(self.ids) else np.zeros(
-            (len(artists), self.vectors.shape[1]), np.float32
+        vectors = (
+            np.where(found[:, None], self.vectors[row], 0.0).astype(np.float32)
+            if len(self.ids)
+            else np.zeros((len(artists), self.vectors.shape[1]), np.float32)
         )
         known = found & self.known[row] if len(self.ids) else found
         return vectors, known
 
 
-def make_builder(extract: Extract, towers: Towers, artists: ArtistVectors, first_day: date, before: date) -> FeatureBuilder:
+def make_builder(
+    extract: Extract, towers: Towers, artists: ArtistVectors, first_day: date, before: date
+) -> FeatureBuilder:
     """Features as a version makes them, its artist vectors extended to artists heard before a day."""
     vectors, known = artists.aligned(extract.artists)
-    return FeatureBuilder(extract, towers.spec.config, vectors, known, first_day).with_artists_folded_in(before)
+    return FeatureBuilder(extract, towers.spec.config, vectors, known, first_day).with_artists_folded_in(
+        before
+    )
 
 
 def load_vectors(store: Store, text: Manifest, hgnn: Manifest, cut: str) -> Vectors:
     """Text vectors and the HGNN embeddings of one cut."""
     matrices = load_text(store, text)
     embedded = {
-        kind: np.load(store.open(hgnn, f"{cut}.{kind}.npy"), mmap_mode="r", allow_pickle=False) for kind in ("audiobook", "podcast")
+        kind: np.load(store.open(hgnn, f"{cut}.{kind}.npy"), mmap_mode="r", allow_pickle=False)
+        for kind in ("audiobook", "podcast")
     }
     return Vectors(matrices["audiobook"], matrices["podcast"], embedded["audiobook"], embedded["podcast"])
 
@@ -72,5 +79,3 @@ def towers_ranker(towers: Towers, builder: FeatureBuilder, vectors: Vectors, hol
     users = towers.user_vectors(builder.users(hold_out.users, days, vectors, towers.spec))
     items = towers.item_vectors(builder.items(hold_out.split, vectors, towers.spec))
     return vector_ranker(users, items)
-
-

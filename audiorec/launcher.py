@@ -18,6 +18,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import textwrap
 import threading
 import time
 from collections import deque
@@ -113,7 +114,8 @@ class TaskFailed(RuntimeError):
             f"After {self.seconds:.1f} s; peak memory {self.peak_mb} MiB of {self.limit_mb} MiB allowed. "
             f"{again}\n"
             f"Last lines that it printed:\n{shown}\n"
-            f"What to do: {self.advice}\n"
+            + textwrap.fill(f"What to do: {self.advice}", 100, subsequent_indent="  ", break_long_words=False)
+            + "\n"
             f"Runbook: {self.runbook}"
         )
 
@@ -517,8 +519,9 @@ def run_task(
         text = result_file.read_text(encoding="utf-8") if result_file.exists() else ""
     failure = explain(task, as_of, outcome, resources, settings.alerts.runbook_base)
     if failure is not None:
-        with contextlib.suppress(ValueError, TypeError):
-            failure.result = TaskResult.from_json(text)
+        if outcome.returncode == ExitCode.BAD_DATA:
+            with contextlib.suppress(ValueError, TypeError):
+                failure.result = TaskResult.from_json(text)
         raise failure
     try:
         return TaskResult.from_json(text)

@@ -49,7 +49,9 @@ def fit_artists(plays: sp.csr_matrix, dimensions: int, min_users: int) -> tuple[
     return vectors, known
 
 
-def user_vectors(plays: sp.csr_matrix, vectors: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def user_vectors(
+    plays: sp.csr_matrix, vectors: np.ndarray, known: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """Fold users in: the unit-length mean of their artists' vectors, weighted by log plays.
 
     Returns:

@@ -33,7 +33,9 @@ class Progress:
             target = Path(self._file)
             target.parent.mkdir(parents=True, exist_ok=True)
             temporary = target.with_name(f".{target.name}.{os.getpid()}")
-            temporary.write_text(json.dumps({"done": done, "total": self.total, "unit": self.unit, "note": note}))
+            temporary.write_text(
+                json.dumps({"done": done, "total": self.total, "unit": self.unit, "note": note})
+            )
             temporary.replace(target)
         if clock - self._logged > self.every:
             self._logged = clock

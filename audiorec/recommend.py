@@ -49,7 +49,12 @@ class Evidence:
     signal: str
 
 
-_DID = {"stream": "listened to", "follow": "follow", "preview": "previewed", "intent_to_pay": "looked at buying"}
+_DID = {
+    "stream": "listened to",
+    "follow": "follow",
+    "preview": "previewed",
+    "intent_to_pay": "looked at buying",
+}
 
 
 class Recommender:
@@ -74,7 +79,9 @@ class Recommender:
         self._available = self._array("refresh", "available.npy")
         self._popularity = pd.read_parquet(self._open("refresh", "popularity.parquet"))
         self._by_country = pd.read_parquet(self._open("refresh", "popularity_by_country.parquet"))
-        self._streamed = pd.read_parquet(self._open("refresh", "streamed.parquet")).set_index("user_idx")["audiobook_idx"]
+        self._streamed = pd.read_parquet(self._open("refresh", "streamed.parquet")).set_index("user_idx")[
+            "audiobook_idx"
+        ]
         self._history = pd.read_parquet(self._open("refresh", "history.parquet")).set_index("user_idx")
         self._hgnn = {kind: self._array("refresh", f"{kind}_hgnn.npy") for kind in ("audiobook", "podcast")}
 
@@ -88,7 +95,9 @@ class Recommender:
         store = Store(settings.store.uri, settings.store.scratch)
         pointed = read_pointer(store)
         if pointed is None:
-            raise BadData(f"no version was promoted into {store.root} yet; run the chain (`audiorec run`) first")
+            raise BadData(
+                f"no version was promoted into {store.root} yet; run the chain (`audiorec run`) first"
+            )
         version, release = pointed
         return cls(store, Bundle.load(store, release), version)
 
@@ -102,19 +111,27 @@ class Recommender:
         """Row of a user. Raises BadSettings if this version does not know the user."""
         row = int(self._row.get_indexer([user_id])[0])
         if row < 0:
-            raise BadSettings(f"user {user_id!r} is not among the {len(self._row)} users known on {self.as_of}")
+            raise BadSettings(
+                f"user {user_id!r} is not among the {len(self._row)} users known on {self.as_of}"
+            )
         return row
 
     def recommend(self, user_id: str, k: int = 10) -> list[Recommendation]:
         """The k best titles that the user never streamed, best first."""
         row = self.row(user_id)
         vector = self._towers.user_vectors(
-            UserFeatures(self._users["country_idx"].to_numpy(np.int64)[[row]], np.array(self._features[[row]]))
+            UserFeatures(
+                self._users["country_idx"].to_numpy(np.int64)[[row]], np.array(self._features[[row]])
+            )
         )
         barred = set(self._of(self._streamed, row))
         wanted = min(len(self._books), k + len(barred) + int((~self._available).sum()))
         scores, found = self._index.search(np.ascontiguousarray(vector, np.float32), wanted)
-        chosen = [(int(i), float(s)) for i, s in zip(found[0], scores[0], strict=True) if i >= 0 and i not in barred and self._available[i]]
+        chosen = [
+            (int(i), float(s))
+            for i, s in zip(found[0], scores[0], strict=True)
+            if i >= 0 and i not in barred and self._available[i]
+        ]
         evidence = self.evidence(row)
         country = _text(self._users["country"].iloc[row])
         return [
@@ -175,7 +192,9 @@ class Recommender:
             number, best = max(shared, key=lambda pair: pair[0])
             if number:
                 return f"You {_DID[best.signal]} “{best.title}” ({best.item_type}); {number} people listened to both."
-            cosines = [float(self._hgnn["audiobook"][idx] @ self._hgnn[one.item_type][one.idx]) for one in evidence]
+            cosines = [
+                float(self._hgnn["audiobook"][idx] @ self._hgnn[one.item_type][one.idx]) for one in evidence
+            ]
             closest = int(np.argmax(cosines))
             if cosines[closest] >= _CLOSE:
                 near = evidence[closest]
@@ -199,7 +218,10 @@ class Recommender:
         podcast = set(self._history.index[self._history["item_type"] == "podcast"])
         # The music flag is a scaled column; its raw value is 1 where a music vector exists.
         spec, width = self._towers.spec, self._towers.spec.config.music_dimensions
-        flag = np.asarray(self._features[:, 2 + width]) / spec.user_scale[2 + width] + spec.user_mean[2 + width] > 0.5
+        flag = (
+            np.asarray(self._features[:, 2 + width]) / spec.user_scale[2 + width] + spec.user_mean[2 + width]
+            > 0.5
+        )
         has_music = set(np.flatnonzero(flag))
         silent = self._users.index[self._users["country"].notna() & self._users["birth_year"].notna()]
         counts = self._history.groupby(level=0).size()
@@ -212,7 +234,9 @@ class Recommender:
         return {
             "a warm user": busiest(warm),
             "a user who knows only music and podcasts": busiest((podcast & has_music) - warm),
-            "a user with nothing but a country and an age": self._users["user_id"].iloc[nothing[0]] if nothing else None,
+            "a user with nothing but a country and an age": self._users["user_id"].iloc[nothing[0]]
+            if nothing
+            else None,
         }
 
     def about(self, user_id: str) -> str:

@@ -124,7 +124,12 @@ class Registry:
             return None
 
     def register(
-        self, as_of: date, fingerprint: str, tags: Mapping[str, str], metrics: Mapping[str, float], files: Sequence[Path]
+        self,
+        as_of: date,
+        fingerprint: str,
+        tags: Mapping[str, str],
+        metrics: Mapping[str, float],
+        files: Sequence[Path],
     ) -> Version:
         """Make the version of this date and fingerprint, or return the one that is there.
 
@@ -141,7 +146,9 @@ class Registry:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
         run_tags = {"task": "promote", "as_of": str(as_of), "fingerprint": fingerprint}
-        run_id = self._call(tracking.find_or_create_run, self._client, self._settings, f"release {as_of}", run_tags)
+        run_id = self._call(
+            tracking.find_or_create_run, self._client, self._settings, f"release {as_of}", run_tags
+        )
         for name, value in metrics.items():
             self._call(self._client.log_metric, run_id, name, value)
         for path in files:
@@ -153,7 +160,9 @@ class Registry:
         )
         return _version(made)
 
-    def record_verdict(self, version: Version, verdict: str, policy: str, run_type: str, promoted: bool) -> None:
+    def record_verdict(
+        self, version: Version, verdict: str, policy: str, run_type: str, promoted: bool
+    ) -> None:
         """Write the verdict with its reasons on the version."""
         self._call(self._client.update_model_version, self.name, version.number, description=verdict)
         tags = {"verdict": verdict[:5000], "policy": policy, "run_type": run_type}
@@ -170,5 +179,9 @@ class Registry:
 def _version(entry: Any) -> Version:
     tags = dict(entry.tags)
     return Version(
-        str(entry.version), date.fromisoformat(tags["as_of"]), tags["fingerprint"], float(tags.get("hit_rate", "nan")), tags
+        str(entry.version),
+        date.fromisoformat(tags["as_of"]),
+        tags["fingerprint"],
+        float(tags.get("hit_rate", "nan")),
+        tags,
     )

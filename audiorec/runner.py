@@ -78,7 +78,11 @@ class Resolver:
         manifest = self.manifest(task)
         if manifest is None:
             stale = len(self.store.versions(task, self.key))
-            state = f"{stale} version(s) of it exist, but with other inputs, settings or code" if stale else "it never ran"
+            state = (
+                f"{stale} version(s) of it exist, but with other inputs, settings or code"
+                if stale
+                else "it never ran"
+            )
             raise BadSettings(
                 f"{task} has no result for {self.key} with fingerprint {self.fingerprint(task)}: {state}. "
                 f"Run `python -m tasks.{task} --as-of {self.key}` first, with the same settings"
@@ -123,7 +127,11 @@ def run_task(
                     code=resolver.code(name),
                     replace=force,
                     options=dict(options or {}),
-                    run={"host": platform.node(), "python": platform.python_version(), "profile": settings.profile},
+                    run={
+                        "host": platform.node(),
+                        "python": platform.python_version(),
+                        "profile": settings.profile,
+                    },
                 )
                 manifest = import_module(f"tasks.{name}").run(
                     settings, Inputs(as_of, resolver.store, manifests), out
@@ -166,11 +174,15 @@ def _set_threads(threads: int) -> None:
 def parse_arguments(name: str, arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line that all tasks share."""
     parser = argparse.ArgumentParser(prog=f"python -m tasks.{name}", description=CHAIN[name].purpose)
-    parser.add_argument("--as-of", type=date.fromisoformat, required=True, help="last day of data, YYYY-MM-DD, UTC")
+    parser.add_argument(
+        "--as-of", type=date.fromisoformat, required=True, help="last day of data, YYYY-MM-DD, UTC"
+    )
     parser.add_argument("--settings", type=Path, default=None, help="TOML file (default: AUDIOREC_SETTINGS)")
     parser.add_argument("--profile", choices=sorted(PROFILES), default=None)
     parser.add_argument("--force", action="store_true", help="do it again even if the result is there")
-    parser.add_argument("--extract", default=None, help="fingerprint of the extract to build on (default: the source now)")
+    parser.add_argument(
+        "--extract", default=None, help="fingerprint of the extract to build on (default: the source now)"
+    )
     parser.add_argument("--promote", choices=("fresh", "never", "if_better", "force"), default=None)
     parser.add_argument("--run-type", choices=("manual", "scheduled", "backfill"), default="manual")
     return parser.parse_args(arguments)

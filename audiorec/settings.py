@@ -16,7 +16,13 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
-from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict, SettingsError
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+)
 
 from audiorec.errors import BadSettings
 
@@ -31,8 +37,8 @@ SETTINGS_VARIABLE = "AUDIOREC_SETTINGS"
 
 
 def setting(default: Any, text: str, *, unit: str = "", origin: Origin = "choice", **limits: Any) -> Any:
-    """A field with its meaning, unit and origin, which `audiorec doctor --settings` and docs print."""
-    extra = {"unit": unit, "origin": origin}
+    """A field with its meaning, unit and origin, which docs/settings.md prints."""
+    extra: dict[str, Any] = {"unit": unit, "origin": origin}
     if callable(default) and isinstance(default, type | type(lambda: 0)):
         return Field(default_factory=default, description=text, json_schema_extra=extra, **limits)
     return Field(default, description=text, json_schema_extra=extra, **limits)
@@ -55,12 +61,17 @@ class Group(BaseModel):
 
 
 class Source(Group):
-    uri: str = setting(".audiorec/sample", "source tables: a folder of parquet, a .duckdb file or a .sql file of views")
+    uri: str = setting(
+        ".audiorec/sample", "source tables: a folder of parquet, a .duckdb file or a .sql file of views"
+    )
 
 
 class StoreSettings(Group):
     uri: str = setting(".audiorec/store", "where manifests and their files live (any fsspec URL)")
-    scratch: str = setting(".audiorec/scratch", "local folder for files being written, leases and checkpoints")
+    checkpoint_seconds: float = setting(20.0, "pause between two checkpoints of a training", unit="s", gt=0)
+    scratch: str = setting(
+        ".audiorec/scratch", "local folder for files being written, leases and checkpoints"
+    )
 
 
 class MLflow(Group):
@@ -82,7 +93,9 @@ class Services(Group):
 
 
 class TaskResources(Group):
-    memory_mb: int = setting(4000, "resident memory of the task's process tree before it is ended", unit="MiB", gt=0)
+    memory_mb: int = setting(
+        4000, "resident memory of the task's process tree before it is ended", unit="MiB", gt=0
+    )
     threads: int = setting(2, "threads of torch, BLAS and DuckDB", gt=0)
     timeout_minutes: float = setting(60.0, "wall-clock limit", unit="min", gt=0)
 
@@ -105,7 +118,9 @@ def _resources() -> dict[str, TaskResources]:
 
 
 class DuckDB(Group):
-    memory_mb: int = setting(2_000, "DuckDB's memory limit; it spills to scratch beyond it", unit="MiB", gt=100)
+    memory_mb: int = setting(
+        2_000, "DuckDB's memory limit; it spills to scratch beyond it", unit="MiB", gt=100
+    )
 
 
 # --- what ----------------------------------------------------------------------------------------------
@@ -114,7 +129,9 @@ class DuckDB(Group):
 class Time(Group):
     window_days: int | Literal["all"] = setting(90, "history that a cut sees", unit="days", origin="paper")
     holdout_days: int = setting(14, "days at the end kept for judging", unit="days", origin="paper", gt=0)
-    target_days: int = setting(14, "days before the split whose first streams are the targets", unit="days", gt=0)
+    target_days: int = setting(
+        14, "days before the split whose first streams are the targets", unit="days", gt=0
+    )
     target_blocks: int = setting(1, "blocks of target days, each with a graph that ends before it", gt=0)
     validation_days: int = setting(3, "last target days that choose when to stop", unit="days", gt=0)
     validation_targets: int = setting(300, "validation is lengthened to hold this many targets", gt=0)
@@ -138,7 +155,9 @@ class Time(Group):
 
 class Extract(Group):
     min_stream_seconds: int = setting(30, "a shorter stream does not count", unit="s", ge=0)
-    late_days: int = setting(3, "a row may arrive in a folder this many days after its own day", unit="days", ge=0)
+    late_days: int = setting(
+        3, "a row may arrive in a folder this many days after its own day", unit="days", ge=0
+    )
     max_seconds: int = setting(86_400, "a longer play than a day is not believed", unit="s", gt=0)
     max_events_per_user_day: int = setting(
         500, "events of one user on one day and in one table beyond this are set aside", unit="events", gt=0
@@ -146,15 +165,23 @@ class Extract(Group):
 
 
 class Validation(Group):
-    max_reject_share: float = setting(0.25, "share of a table's rows set aside that stops the run", gt=0, le=1)
-    max_unknown_share: float = setting(0.2, "share of events naming an id that the catalogue lacks", gt=0, le=1)
-    max_null_text_share: float = setting(0.5, "share of titles without text beyond which a warning is raised", gt=0, le=1)
+    max_reject_share: float = setting(
+        0.25, "share of a table's rows set aside that stops the run", gt=0, le=1
+    )
+    max_unknown_share: float = setting(
+        0.2, "share of events naming an id that the catalogue lacks", gt=0, le=1
+    )
+    max_null_text_share: float = setting(
+        0.5, "share of titles without text beyond which a warning is raised", gt=0, le=1
+    )
     freshness_days: int = setting(0, "days that may pass between the last event and as_of", unit="days", ge=0)
     drift_days: int = setting(28, "days before as_of that volume is compared with", unit="days", gt=0)
     max_volume_ratio: float = setting(5.0, "day's rows over the median of the drift days that warns", gt=1)
     absurd_volume_ratio: float = setting(50.0, "... and that stops the run", gt=1)
     min_audiobooks: int = setting(10, "fewer titles in the catalogue stop the run", gt=0)
-    known_gaps: tuple[date, ...] = setting((), "days known to have no events, an outage that cannot be repaired")
+    known_gaps: tuple[date, ...] = setting(
+        (), "days known to have no events, an outage that cannot be repaired"
+    )
 
 
 class Text(Group):
@@ -178,7 +205,9 @@ class Graph(Group):
     )
     min_users: int = setting(1, "users on an edge, at least", unit="users", origin="paper", gt=0)
     top_k: int = setting(20, "neighbours kept a title and relation under rule top_k", gt=0)
-    shrinkage: float = setting(5.0, "pseudo-users added to the expected count before the lift", unit="users", ge=0)
+    shrinkage: float = setting(
+        5.0, "pseudo-users added to the expected count before the lift", unit="users", ge=0
+    )
     max_titles_per_user: int = setting(
         100, "latest titles of one user and type that make pairs; caps what a bot can do", unit="titles", gt=1
     )
@@ -199,14 +228,17 @@ class HGNN(Group):
     max_epochs: int = setting(50, "at most", origin="paper", gt=0)
     patience: int = setting(10, "epochs without gain before stopping", origin="paper", gt=0)
     validation_share: float = setting(0.1, "edges held out for early stopping", origin="paper", gt=0, lt=0.5)
-    edges_per_epoch: int | None = setting(60_000, "cap on supervised edges an epoch, over all types; none: as the sampler gives")
-    checkpoint_seconds: float = setting(20.0, "pause between checkpoints", unit="s", gt=0)
+    edges_per_epoch: int | None = setting(
+        60_000, "cap on supervised edges an epoch, over all types; none: as the sampler gives"
+    )
     seed: int = setting(1, "random seed")
 
     @model_validator(mode="after")
     def _one_fanout_a_layer(self) -> HGNN:
         if len(self.fanouts) != self.num_layers:
-            raise ValueError(f"hgnn.fanouts has {len(self.fanouts)} entries, but hgnn.num_layers is {self.num_layers}")
+            raise ValueError(
+                f"hgnn.fanouts has {len(self.fanouts)} entries, but hgnn.num_layers is {self.num_layers}"
+            )
         return self
 
 
@@ -218,18 +250,24 @@ class TwoTowerSettings(Group):
         "softmax", "softmax over the catalogue with sampling correction, or the paper's equation 5"
     )
     popularity_prior: bool = setting(True, "start from smoothed recent popularity", origin="measured")
-    popularity_windows: tuple[int, ...] = setting((7, 14, 30, 60), "windows of popularity features", unit="days")
+    popularity_windows: tuple[int, ...] = setting(
+        (7, 14, 30, 60), "windows of popularity features", unit="days"
+    )
     popularity_smoothing: float = setting(0.5, "pseudo-streams added to every title", unit="streams", gt=0)
-    full_softmax_limit: int = setting(20_000, "titles up to which the softmax covers the whole catalogue", gt=0)
+    full_softmax_limit: int = setting(
+        20_000, "titles up to which the softmax covers the whole catalogue", gt=0
+    )
     negatives: int = setting(4_096, "uniform negatives a step beyond that", gt=0)
     learning_rate: float = setting(0.001, "Adam", origin="paper", gt=0)
     weight_decay: float = setting(0.0001, "L2 on the towers' weights", ge=0)
     dropout: float = setting(0.1, "after each hidden layer", ge=0, lt=1)
     batch_size: int = setting(128, "targets a step", origin="paper", gt=0)
-    epochs: int = setting(10, "at most", origin="paper", gt=0)
+    epochs: int = setting(40, "at most (paper: 10)", gt=0)
     patience: int = setting(3, "epochs without gain on the validation targets", gt=0)
     max_targets: int = setting(200_000, "targets used; a seeded sample beyond", gt=0)
-    weak_signals: bool = setting(True, "follow, preview and intent to pay among the user's features", origin="paper")
+    weak_signals: bool = setting(
+        True, "follow, preview and intent to pay among the user's features", origin="paper"
+    )
     seed: int = setting(1, "random seed")
 
     @model_validator(mode="after")
@@ -255,11 +293,13 @@ class Evaluation(Group):
 
 
 class Index(Group):
-    exact_limit: int = setting(500_000, "titles up to which the index is exact", origin="measured", gt=0)
+    exact_limit: int = setting(500_000, "titles up to which the index is exact", gt=0)
     hnsw_m: int = setting(32, "links a node of the approximate index", gt=1)
     ef_construction: int = setting(200, "effort when building", gt=1)
     ef_search: int = setting(128, "effort when searching", origin="measured", gt=1)
-    min_recall: float = setting(0.95, "recall@100 against exact, below which the release is refused", gt=0, le=1)
+    min_recall: float = setting(
+        0.95, "recall@100 against exact, below which the release is refused", gt=0, le=1
+    )
     recall_queries: int = setting(500, "queries behind the recall figure", gt=0)
 
 
@@ -285,7 +325,9 @@ class Settings(BaseSettings):
         extra="forbid", frozen=True, env_prefix="AUDIOREC_", env_nested_delimiter="__", validate_default=True
     )
 
-    profile: Profile = setting("standard", "amount of work: smoke (minutes), standard, full (longer training)")
+    profile: Profile = setting(
+        "standard", "amount of work: smoke (minutes), standard, full (longer training)"
+    )
     recipe: Recipe = setting("default", "the default configuration or the paper's")
 
     source: Source = Field(default_factory=Source)
@@ -365,7 +407,9 @@ def _read_toml(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise BadSettings(f"settings file {path} does not exist; check --settings or {SETTINGS_VARIABLE}") from None
+        raise BadSettings(
+            f"settings file {path} does not exist; check --settings or {SETTINGS_VARIABLE}"
+        ) from None
     except tomllib.TOMLDecodeError as error:
         raise BadSettings(f"settings file {path} is not valid TOML: {error}") from None
 
@@ -384,18 +428,28 @@ def load_settings(path: str | Path | None = None, profile: str | None = None, **
     named = path or os.environ.get(SETTINGS_VARIABLE)
     from_file = _read_toml(Path(named)) if named else {}
     from_environment = _environment()
-    chosen = profile or overrides.get("profile") or from_environment.get("profile") or from_file.get("profile", "standard")
+    chosen = (
+        profile
+        or overrides.get("profile")
+        or from_environment.get("profile")
+        or from_file.get("profile", "standard")
+    )
     recipe = overrides.get("recipe") or from_environment.get("recipe") or from_file.get("recipe", "default")
     if not isinstance(chosen, str) or chosen not in PROFILES:
         raise BadSettings(f"profile is {chosen!r}, expected one of {sorted(PROFILES)}")
     preset = PRESETS / f"{recipe}.toml"
     from_preset = _read_toml(preset) if preset.exists() else {}
-    values = _merge(from_preset, from_file, PROFILES[chosen], {"profile": chosen}, from_environment, overrides)
+    values = _merge(
+        from_preset, from_file, PROFILES[chosen], {"profile": chosen}, from_environment, overrides
+    )
     values["profile"] = chosen
     try:
         return _FileSettings(**values)
     except ValidationError as error:
-        lines = [f"  {'.'.join(str(part) for part in e['loc'])}: {e['msg']} (found {e['input']!r})" for e in error.errors()]
+        lines = [
+            f"  {'.'.join(str(part) for part in e['loc'])}: {e['msg']} (found {e['input']!r})"
+            for e in error.errors()
+        ]
         origin = f"settings file {named}" if named else "the settings"
         raise BadSettings(f"{origin} or the AUDIOREC_ environment is wrong:\n" + "\n".join(lines)) from None
 
@@ -404,7 +458,14 @@ class _FileSettings(Settings):
     """Settings whose layers were merged already: nothing else is read."""
 
     @classmethod
-    def settings_customise_sources(cls, settings_cls: Any, init_settings: Any, **_: Any) -> Any:
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
         return (init_settings,)
 
 
@@ -418,7 +479,9 @@ def _environment() -> dict[str, Any]:
         if name.startswith("AUDIOREC_") and name not in known and name[9:].split("__")[0] not in groups
     ]
     if unknown:
-        raise BadSettings(f"unknown environment settings {sorted(unknown)}; expected AUDIOREC_<GROUP>__<FIELD>")
+        raise BadSettings(
+            f"unknown environment settings {sorted(unknown)}; expected AUDIOREC_<GROUP>__<FIELD>"
+        )
     try:
         return EnvSettingsSource(Settings)()
     except SettingsError as error:

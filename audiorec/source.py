@@ -18,12 +18,30 @@ from audiorec.errors import BadData, BadSettings
 from audiorec.settings import Settings
 
 _ID = "VARCHAR"
-_INTEGER_TYPES = ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "HUGEINT", "UTINYINT", "USMALLINT", "UINTEGER", "UBIGINT")
+_INTEGER_TYPES = (
+    "TINYINT",
+    "SMALLINT",
+    "INTEGER",
+    "BIGINT",
+    "HUGEINT",
+    "UTINYINT",
+    "USMALLINT",
+    "UINTEGER",
+    "UBIGINT",
+)
 _NUMBER_TYPES = (*_INTEGER_TYPES, "FLOAT", "DOUBLE", "DECIMAL", "VARCHAR")
 _ACCEPTED = {
     "VARCHAR": ("VARCHAR", *_INTEGER_TYPES, "UUID", "ENUM"),
     "INTEGER": _NUMBER_TYPES,
-    "TIMESTAMP": ("TIMESTAMP", "TIMESTAMP WITH TIME ZONE", "TIMESTAMP_S", "TIMESTAMP_MS", "TIMESTAMP_NS", "DATE", "VARCHAR"),
+    "TIMESTAMP": (
+        "TIMESTAMP",
+        "TIMESTAMP WITH TIME ZONE",
+        "TIMESTAMP_S",
+        "TIMESTAMP_MS",
+        "TIMESTAMP_NS",
+        "DATE",
+        "VARCHAR",
+    ),
     "DATE": ("DATE", "TIMESTAMP", "TIMESTAMP_S", "TIMESTAMP_MS", "TIMESTAMP_NS", "VARCHAR"),
 }
 
@@ -40,7 +58,13 @@ class Table:
 def _events(name: str, item: str) -> Table:
     return Table(
         name,
-        {"user_id": _ID, item: _ID, "event": "VARCHAR", "occurred_at": "TIMESTAMP", "seconds_played": "INTEGER"},
+        {
+            "user_id": _ID,
+            item: _ID,
+            "event": "VARCHAR",
+            "occurred_at": "TIMESTAMP",
+            "seconds_played": "INTEGER",
+        },
     )
 
 
@@ -88,7 +112,9 @@ class SourceTables:
     foldered: frozenset[str]
 
 
-def open_source(settings: Settings, *, threads: int = 2, also_allow: tuple[str | Path, ...] = ()) -> SourceTables:
+def open_source(
+    settings: Settings, *, threads: int = 2, also_allow: tuple[str | Path, ...] = ()
+) -> SourceTables:
     """Open the source tables read-only and check them against the contract.
 
     Event views have the contract's columns and `arrived_on` (the date of the folder a row came in, NULL
@@ -160,7 +186,9 @@ def _short(error: Exception) -> str:
     return str(error).splitlines()[0]
 
 
-def _parquet_views(connection: duckdb.DuckDBPyConnection, folder: Path) -> tuple[dict[str, str], frozenset[str]]:
+def _parquet_views(
+    connection: duckdb.DuckDBPyConnection, folder: Path
+) -> tuple[dict[str, str], frozenset[str]]:
     """A FROM clause for each table of a parquet folder, and which of them lie in date=… folders."""
     raw = {}
     foldered = set()
@@ -185,7 +213,9 @@ def _parquet_views(connection: duckdb.DuckDBPyConnection, folder: Path) -> tuple
 def _check_date_folders(table: str, directory: Path) -> None:
     wrong = [p.name for p in directory.glob("date=*") if not re.fullmatch(r"date=\d{4}-\d{2}-\d{2}", p.name)]
     if wrong:
-        raise BadData(f"source table {table}: folder(s) {wrong[:3]} are not named date=YYYY-MM-DD; rename them")
+        raise BadData(
+            f"source table {table}: folder(s) {wrong[:3]} are not named date=YYYY-MM-DD; rename them"
+        )
 
 
 def _make_view(connection: duckdb.DuckDBPyConnection, table: Table, raw: str, uri: str) -> bool:
@@ -221,23 +251,38 @@ def _make_view(connection: duckdb.DuckDBPyConnection, table: Table, raw: str, ur
     history = "arrived_on" if is_events else "valid_from"
     has_history = "date" in found if is_events else "valid_from" in found
     if is_events:
-        selected.append('CAST("date" AS DATE) AS arrived_on' if "hive_partitioning = true" in raw else "NULL::DATE AS arrived_on")
+        selected.append(
+            'CAST("date" AS DATE) AS arrived_on'
+            if "hive_partitioning = true" in raw
+            else "NULL::DATE AS arrived_on"
+        )
     else:
-        selected.append(f"TRY_CAST({history} AS TIMESTAMP) AS valid_from" if has_history else "NULL::TIMESTAMP AS valid_from")
+        selected.append(
+            f"TRY_CAST({history} AS TIMESTAMP) AS valid_from"
+            if has_history
+            else "NULL::TIMESTAMP AS valid_from"
+        )
     connection.execute(f"CREATE VIEW source.{table.name} AS SELECT {', '.join(selected)} FROM {raw}")
     return has_history
 
 
 def ready(settings: Settings, as_of: date) -> list[str]:
-    """Event tables without a single row on `as_of`: the day has not arrived yet if any is named."""
+    """Event tables without a single row on `as_of`: the day has not arrived yet if any is named.
+
+    A table without a row in the week before is not waited for: it is empty, or of a kind that comes rarely.
+    """
     source = open_source(settings)
     waiting = []
     for name in EVENT_TABLES.values():
         found = source.connection.execute(
-            f"SELECT 1 FROM source.{name} WHERE occurred_at >= $day AND occurred_at < $day + INTERVAL 1 DAY LIMIT 1",  # noqa: S608 - names come from EVENT_TABLES
+            f"SELECT 1 FROM source.{name} WHERE occurred_at >= $day AND occurred_at < $day + INTERVAL 1 DAY LIMIT 1",
             {"day": as_of},
         ).fetchone()
-        if found is None:
+        usual = source.connection.execute(
+            f"SELECT 1 FROM source.{name} WHERE occurred_at >= $day - INTERVAL 7 DAY AND occurred_at < $day LIMIT 1",
+            {"day": as_of},
+        ).fetchone()
+        if found is None and usual is not None:
             waiting.append(name)
     return waiting
 

@@ -102,7 +102,9 @@ class Store:
     def folder(self, dataset: str, key: str, fingerprint: str) -> str:
         for part in (dataset, key, fingerprint):
             if not part or part.startswith(".") or not all(c.isalnum() or c in "-_." for c in part):
-                raise BadSettings(f"{part!r} cannot name a folder of the store; use letters, digits, '-', '_', '.'")
+                raise BadSettings(
+                    f"{part!r} cannot name a folder of the store; use letters, digits, '-', '_', '.'"
+                )
         return f"{self.root}/{dataset}/{key}/{fingerprint}"
 
     def uri(self, manifest: Manifest) -> str:
@@ -140,14 +142,18 @@ class Store:
             raw.pop("sha256", None)
             manifest = Manifest.model_validate(raw)
         except (ValueError, AttributeError, ValidationError) as error:
-            raise Corrupt(f"{path} is not a readable manifest ({error}); delete its folder and run the task again") from None
+            raise Corrupt(
+                f"{path} is not a readable manifest ({error}); delete its folder and run the task again"
+            ) from None
         if manifest.to_bytes() != data:
             raise Corrupt(
                 f"{path} has other bytes than were written (its own sha256 does not fit): it was altered or damaged; "
                 "delete its folder and run the task again"
             )
         if not path.endswith(f"{manifest.dataset}/{manifest.key}/{manifest.fingerprint}/{MANIFEST}"):
-            raise Corrupt(f"{path} says it is {manifest.dataset}/{manifest.key}/{manifest.fingerprint}; it was moved or altered")
+            raise Corrupt(
+                f"{path} says it is {manifest.dataset}/{manifest.key}/{manifest.fingerprint}; it was moved or altered"
+            )
         return manifest
 
     def keys(self, dataset: str) -> list[str]:
@@ -179,7 +185,9 @@ class Store:
         try:
             stored = manifest.files[name]
         except KeyError:
-            raise Corrupt(f"{self.uri(manifest)} has no file {name!r}; it has {sorted(manifest.files)}") from None
+            raise Corrupt(
+                f"{self.uri(manifest)} has no file {name!r}; it has {sorted(manifest.files)}"
+            ) from None
         remote = f"{self.folder(manifest.dataset, manifest.key, manifest.fingerprint)}/{stored.path}"
         local = Path(remote) if self.is_local else self._fetched(remote, stored, name)
         if not local.exists():
@@ -225,7 +233,9 @@ class Store:
             shutil.rmtree(folder, ignore_errors=True)
 
     @contextlib.contextmanager
-    def lease(self, dataset: str, key: str, fingerprint: str, wait_seconds: float = 6 * 3600) -> Iterator[bool]:
+    def lease(
+        self, dataset: str, key: str, fingerprint: str, wait_seconds: float = 6 * 3600
+    ) -> Iterator[bool]:
         """Hold the exclusive right to make one version on this machine; ends with the process.
 
         Yields whether we had to wait, i.e. whether somebody else may have made it meanwhile.
@@ -241,7 +251,9 @@ class Store:
             lock.acquire(timeout=0)
         except Timeout:
             waited = True
-            print(f"{dataset} {key} {fingerprint} is being made by another process; waiting for it", flush=True)
+            print(
+                f"{dataset} {key} {fingerprint} is being made by another process; waiting for it", flush=True
+            )
             try:
                 lock.acquire(timeout=wait_seconds)
             except Timeout:
@@ -286,7 +298,11 @@ class Store:
             facts=dict(facts),
         )
         if run is not None:
-            self._write(f"{folder}/{RUN}", (json.dumps(run, indent=1, sort_keys=True, default=str) + "\n").encode(), True)
+            self._write(
+                f"{folder}/{RUN}",
+                (json.dumps(run, indent=1, sort_keys=True, default=str) + "\n").encode(),
+                True,
+            )
         if not self._write(f"{folder}/{MANIFEST}", manifest.to_bytes(), replace):
             winner = self.find(dataset, key, fingerprint)
             assert winner is not None, "a manifest that could not be created exclusively must exist"

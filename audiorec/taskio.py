@@ -46,7 +46,9 @@ class Inputs(Mapping[str, Manifest]):
                 if manifest is None:
                     from audiorec.errors import Corrupt
 
-                    raise Corrupt(f"the store has no {name} {fingerprint} that extract names; run extract with --force")
+                    raise Corrupt(
+                        f"the store has no {name} {fingerprint} that extract names; run extract with --force"
+                    )
                 found[date.fromisoformat(day)] = manifest
         return found
 

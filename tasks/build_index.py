@@ -15,7 +15,9 @@ from audiorec.taskio import Inputs, Output
 def run(settings: Settings, inputs: Inputs, out: Output) -> Manifest:
     """Write `audiobooks.faiss` and `audiobook_ids.parquet` (row number = position in the index)."""
     vectors = np.load(inputs.open("refresh", "item_vectors.npy"), allow_pickle=False)
-    queries = np.load(inputs.open("refresh", "sample_user_vectors.npy"), allow_pickle=False)[: settings.index.recall_queries]
+    queries = np.load(inputs.open("refresh", "sample_user_vectors.npy"), allow_pickle=False)[
+        : settings.index.recall_queries
+    ]
     ids = pd.read_parquet(inputs.open("refresh", "popularity.parquet"))[["audiobook_id"]]
     built = nearest.build(vectors, settings.index)
     nearest.write(built, out.path("audiobooks.faiss"))
@@ -29,7 +31,9 @@ def run(settings: Settings, inputs: Inputs, out: Output) -> Manifest:
             "raise index.ef_search or index.hnsw_m, or index.exact_limit for an exact index"
         )
     ids.to_parquet(out.path("audiobook_ids.parquet"), index=False)
-    return out.commit(counts={"audiobooks": len(vectors), "queries": len(queries)}, kind=kind, recall_100=round(found, 6))
+    return out.commit(
+        counts={"audiobooks": len(vectors), "queries": len(queries)}, kind=kind, recall_100=round(found, 6)
+    )
 
 
 if __name__ == "__main__":

@@ -30,7 +30,9 @@ def run(settings: Settings, inputs: Inputs, out: Output) -> Manifest:
             out.note(f"warning: {warning}")
     else:
         out.note("warning: no music before the train cut: users get no music vector, and a flag that says so")
-    pd.DataFrame({"artist_id": extract.artists, "known": known}).to_parquet(out.path("artists.parquet"), index=False)
+    pd.DataFrame({"artist_id": extract.artists, "known": known}).to_parquet(
+        out.path("artists.parquet"), index=False
+    )
     np.save(out.path("artist_vectors.npy"), vectors, allow_pickle=False)
     listeners = int((plays.getnnz(axis=1) > 0).sum())
     return out.commit(counts={"artists": len(known), "known": int(known.sum()), "listeners": listeners})

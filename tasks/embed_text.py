@@ -23,7 +23,9 @@ def run(settings: Settings, inputs: Inputs, out: Output) -> Manifest:
         kind: text.catalogue_texts(pd.read_parquet(inputs.open("extract", f"{kind}s.parquet")))
         for kind in ("audiobook", "podcast")
     }
-    found = text.cached_vectors(out.store, settings.text, [entry for entries in texts.values() for entry in entries])
+    found = text.cached_vectors(
+        out.store, settings.text, [entry for entries in texts.values() for entry in entries]
+    )
     out.note(f"{found.encoded} text(s) encoded, {found.reused} from the cache")
     counts = {}
     without_text = {}

@@ -31,7 +31,7 @@ from audiorec.taskio import Inputs, Output
 from audiorec.towers import MODELS, Targets, find_targets
 from models.metrics import first_hit_ranks, hit_rate_at_k, top_k
 
-ALL_TIME = "popularity, all time"
+WHOLE_WINDOW = "popularity, whole window"
 REFERENCE = "popularity, recent"
 
 
@@ -51,13 +51,15 @@ def run(settings: Settings, inputs: Inputs, out: Output) -> Manifest:
     for name in MODELS:
         towers = load_towers(store, inputs["train_two_tower"], name)
         builder = make_builder(extract, towers, artists, all_cuts.first_day, all_cuts.split)
-        judgements[name] = judge(hold_out, towers_ranker(towers, builder, vectors, hold_out), settings.evaluation.depth)
+        judgements[name] = judge(
+            hold_out, towers_ranker(towers, builder, vectors, hold_out), settings.evaluation.depth
+        )
         progress.advance(note=name)
     start = int(builder.window_start(np.array(hold_out.split)))
     rates = _validation_hit_rates(extract, all_cuts, builder, settings)
     window = best_window(rates, settings.evaluation.popularity_windows)
     for name, counts in (
-        (ALL_TIME, builder.listeners(start, hold_out.split)),
+        (WHOLE_WINDOW, builder.listeners(start, hold_out.split)),
         (REFERENCE, builder.streams(max(start, hold_out.split - window), hold_out.split)),
     ):
         judgements[name] = judge(hold_out, popularity_ranker(counts), settings.evaluation.depth)
@@ -65,11 +67,15 @@ def run(settings: Settings, inputs: Inputs, out: Output) -> Manifest:
 
     metrics = summarise(hold_out, judgements, settings.evaluation, REFERENCE)
     metrics.to_csv(out.path("metrics.csv"), index=False, float_format="%.6f")
-    _ranks_table(extract, hold_out.users, hold_out.segment, judgements).to_parquet(out.path("ranks.parquet"), index=False)
+    _ranks_table(extract, hold_out.users, hold_out.segment, judgements).to_parquet(
+        out.path("ranks.parquet"), index=False
+    )
     report = metrics_table(metrics, hold_out, str(inputs.as_of), window, settings.evaluation)
     out.path("report.md").write_text(report)
     plot_metrics(metrics, settings.evaluation, out.path("metrics.png"))
-    out.path("popularity.json").write_text(json.dumps({"window_days": window, "validation_hit_rates": rates}, sort_keys=True) + "\n")
+    out.path("popularity.json").write_text(
+        json.dumps({"window_days": window, "validation_hit_rates": rates}, sort_keys=True) + "\n"
+    )
     print(report)
     headline = {
         f"{panel}.{model}.{segment}": round(float(row["value"]), 6)
@@ -79,16 +85,23 @@ def run(settings: Settings, inputs: Inputs, out: Output) -> Manifest:
         if segment in ("all", "warm", "cold") and not np.isnan(row["value"])
     }
     users = {segment: int((hold_out.segment == segment).sum()) for segment in ("warm", "cold", "none")}
-    return out.commit(counts={"users": len(hold_out.users), **users}, hit_rate=headline, popularity_window_days=window)
+    return out.commit(
+        counts={"users": len(hold_out.users), **users}, hit_rate=headline, popularity_window_days=window
+    )
 
 
 def _validation_hit_rates(
     extract: Extract, all_cuts: Cuts, builder: FeatureBuilder, settings: Settings
 ) -> dict[int, float]:
     """HR@10 of recent popularity on the validation targets, by window; the hold-out plays no part in the choice."""
-    targets = find_targets(extract, all_cuts, settings.time, settings.two_tower.max_targets, settings.two_tower.seed)
+    targets = find_targets(
+        extract, all_cuts, settings.time, settings.two_tower.max_targets, settings.two_tower.seed
+    )
     validation = targets.take(np.flatnonzero(targets.validation))
-    return {w: _window_hit_rate(validation, builder, w, settings.evaluation.hit_k) for w in settings.evaluation.popularity_windows}
+    return {
+        w: _window_hit_rate(validation, builder, w, settings.evaluation.hit_k)
+        for w in settings.evaluation.popularity_windows
+    }
 
 
 def _window_hit_rate(validation: Targets, builder: FeatureBuilder, window: int, k: int) -> float:
@@ -101,7 +114,9 @@ def _window_hit_rate(validation: Targets, builder: FeatureBuilder, window: int, 
             part = batch.take(np.arange(first, min(first + 512, len(batch))))
             barred = builder.streamed_before(part.user_idx, part.day).toarray() > 0
             shown = top_k(np.broadcast_to(counts, barred.shape), barred, k)
-            hits.append(hit_rate_at_k(first_hit_ranks(shown, np.arange(len(part) + 1), part.audiobook_idx), k))
+            hits.append(
+                hit_rate_at_k(first_hit_ranks(shown, np.arange(len(part) + 1), part.audiobook_idx), k)
+            )
     return float(np.concatenate(hits).mean()) if hits else 0.0
 
 
@@ -123,7 +138,6 @@ def _ranks_table(
         for panel in PANELS
     ]
     return pd.concat(parts, ignore_index=True)
-
 
 
 if __name__ == "__main__":

@@ -32,7 +32,9 @@ _CHUNK_ROWS = 20_000_000
 def run(settings: Settings, inputs: Inputs, out: Output) -> Manifest:
     """Write what is missing of the day partitions, then the catalogue, users, first streams and rejects."""
     threads = settings.resources["extract"].threads
-    source = open_source(settings, threads=threads, also_allow=(out.store.root,) if out.store.is_local else ())
+    source = open_source(
+        settings, threads=threads, also_allow=(out.store.root,) if out.store.is_local else ()
+    )
     as_of, first_day = inputs.as_of, cuts(inputs.as_of, settings.time).first_day
     digests = day_digests(source, as_of, settings.extract.late_days)
     _note_what_is_passed_over(source, as_of, out)
@@ -87,7 +89,7 @@ def run(settings: Settings, inputs: Inputs, out: Output) -> Manifest:
             SELECT source_table, reason, rows FROM window_rejects
             UNION ALL SELECT source_table, reason, rows FROM read_parquet('{out.path("rejects.parquet")}')
         ) GROUP BY ALL ORDER BY ALL
-        """  # noqa: S608 - our own scratch path
+        """
     ).fetchall()
     for reason, number in reasons:
         print(f"set aside: {reason}: {number} row(s)")
@@ -107,7 +109,7 @@ def _note_what_is_passed_over(source: SourceTables, as_of: date, out: Output) ->
     """Rows after as_of belong to later runs and must change no byte of this one: they are only mentioned."""
     for table in ("music_events", "podcast_events", "audiobook_events"):
         rows, last = source.connection.execute(
-            f"SELECT COUNT(*), MAX(occurred_at) FROM source.{table} WHERE occurred_at >= $as_of + INTERVAL 1 DAY",  # noqa: S608
+            f"SELECT COUNT(*), MAX(occurred_at) FROM source.{table} WHERE occurred_at >= $as_of + INTERVAL 1 DAY",
             {"as_of": as_of},
         ).fetchall()[0]
         if rows:
@@ -141,12 +143,14 @@ def _write_days(
         if day != UNDATED and date.fromisoformat(day) >= first_day
     }
     # With --force all of them again, which mends a damaged one.
-    found = {day: None if out.replace else out.store.find(INTERACTIONS, day, fp) for day, fp in wanted.items()}
+    found = {
+        day: None if out.replace else out.store.find(INTERACTIONS, day, fp) for day, fp in wanted.items()
+    }
     missing = sorted(day for day, manifest in found.items() if manifest is None)
     if not missing:
         return [found[day] for day in sorted(found)], 0  # type: ignore[misc]
     connection = source.connection
-    per_day = {day: 0 for day in missing} | {
+    per_day = dict.fromkeys(missing, 0) | {
         day.isoformat(): rows
         for day, rows, _ in connection.execute(
             read_sql("source_days"),
@@ -178,7 +182,9 @@ def _write_days(
     return [found[day] for day in sorted(found)], len(missing)  # type: ignore[misc]
 
 
-def _judge(connection: duckdb.DuckDBPyConnection, settings: Settings, first_day: date, last_day: date) -> None:
+def _judge(
+    connection: duckdb.DuckDBPyConnection, settings: Settings, first_day: date, last_day: date
+) -> None:
     typed, judged = read_sql("typed_events"), read_sql("judged_events")
     values = {
         "first_day": first_day,
@@ -207,10 +213,12 @@ def _write_catalogue(
             f"CREATE TEMP VIEW {name} AS SELECT * EXCLUDE (reason) FROM visible_{name} "
             "WHERE reason IS NULL OR reason = 'implausible_birth_year'"
         )
-        counts[name] = _copy(connection, f"SELECT * FROM {name} ORDER BY {key}", values, out.path(f"{name}.parquet"))  # noqa: S608
+        counts[name] = _copy(
+            connection, f"SELECT * FROM {name} ORDER BY {key}", values, out.path(f"{name}.parquet")
+        )
         user, item = (key, "NULL") if name == "users" else ("NULL", key)
         rejects.append(
-            f"SELECT '{name}' AS source_table, reason, {user}::VARCHAR AS user_id, {item}::VARCHAR AS item_id, "  # noqa: S608
+            f"SELECT '{name}' AS source_table, reason, {user}::VARCHAR AS user_id, {item}::VARCHAR AS item_id, "
             "NULL::VARCHAR AS event, COUNT(*) AS rows, NULL::TIMESTAMP AS first_at, NULL::TIMESTAMP AS last_at, "
             "NULL::INTEGER AS least_seconds, NULL::INTEGER AS most_seconds "
             f"FROM visible_{name} WHERE reason IS NOT NULL AND reason != 'superseded' GROUP BY ALL"
@@ -236,7 +244,7 @@ def _view_of(
     # From the rows, not from the path: of a remote store the file is a copy in the cache, named by its bytes.
     time = "occurred_at" if file == "interactions.parquet" else "first_at"
     connection.execute(
-        f"CREATE TEMP VIEW {name} AS SELECT CAST({time} AS DATE) AS day, * FROM read_parquet([{listed}])"  # noqa: S608 - store's own paths
+        f"CREATE TEMP VIEW {name} AS SELECT CAST({time} AS DATE) AS day, * FROM read_parquet([{listed}])"
     )
 
 
@@ -248,8 +256,6 @@ def _copy(connection: duckdb.DuckDBPyConnection, query: str, values: dict[str, A
     ).fetchone()
     assert copied is not None
     return int(copied[0])
-
-
 
 
 if __name__ == "__main__":

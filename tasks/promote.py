@@ -8,6 +8,7 @@ alias moves live on the version; the manifest holds only what the inputs determi
 from __future__ import annotations
 
 import json
+from typing import Literal, cast
 
 import numpy as np
 import pandas as pd
@@ -22,10 +23,10 @@ from audiorec.errors import AudiorecError
 from audiorec.experiments.protocol import judge, make_hold_out
 from audiorec.features import Vectors
 from audiorec.fingerprint import digest
-from audiorec.gate import Candidate, Champion, Verdict, decide
+from audiorec.gate import Candidate, Champion, RunType, Verdict, decide
 from audiorec.judging import ArtistVectors, load_towers, make_builder, towers_ranker
 from audiorec.registry import CHALLENGER, CHAMPION, Registry, Version
-from audiorec.settings import Graph, Settings, Text
+from audiorec.settings import Graph, PromotePolicy, Settings, Text
 from audiorec.store import Manifest
 from audiorec.taskio import Inputs, Output
 from models.metrics import Interval, hit_rate_at_k, paired_bootstrap_interval
@@ -38,12 +39,22 @@ def run(settings: Settings, inputs: Inputs, out: Output) -> Manifest:
     release = released.describe(inputs.as_of, dict(inputs))
     fingerprint = digest(release)
     out.path("release.json").write_text(json.dumps(release, sort_keys=True, indent=1) + "\n")
-    policy, run_type = out.options.get("promote", settings.release.policy), out.options.get("run_type", "manual")
+    policy, run_type = (
+        out.options.get("promote", settings.release.policy),
+        out.options.get("run_type", "manual"),
+    )
     registry = Registry(settings)
     with registry.exclusive():
         there = registry.find(inputs.as_of, fingerprint)
-        if there is not None and "verdict" in there.tags and (there.promoted or there.tags["policy"] == policy):
-            out.run["state"], out.run["verdict"] = "up_to_date", f"version {there.number} {there.tags['verdict']}"
+        if (
+            there is not None
+            and "verdict" in there.tags
+            and (there.promoted or there.tags["policy"] == policy)
+        ):
+            out.run["state"], out.run["verdict"] = (
+                "up_to_date",
+                f"version {there.number} {there.tags['verdict']}",
+            )
             print(f"version {there.number} of {inputs.as_of} is registered already: {there.tags['verdict']}")
             return out.commit(counts={}, version_fingerprint=fingerprint)
         candidate = _candidate(settings, inputs)
@@ -67,7 +78,7 @@ def run(settings: Settings, inputs: Inputs, out: Output) -> Manifest:
         if verdict.promoted:
             registry.point(CHAMPION, version)
             released.write_pointer(out.store, version.number, release)
-        elif run_type != "backfill" and not candidate.insane:
+        elif run_type != "backfill" and not candidate.insane and not version.rejected:
             registry.point(CHALLENGER, version)
         registry.record_verdict(version, verdict.line(), policy, run_type, verdict.promoted)
     out.run["verdict"] = f"version {version.number} {verdict.line()}"
@@ -81,7 +92,11 @@ def _candidate(settings: Settings, inputs: Inputs) -> Candidate:
     """The candidate's HR@10 on the full panel, users with events, and what would make it unfit to serve."""
     ranks = _candidate_ranks(inputs)
     known = ranks[(ranks["rank"] >= 0) & ranks["segment"].isin(("warm", "cold"))]
-    hit_rate = float(hit_rate_at_k(known["rank"].to_numpy(), settings.evaluation.hit_k).mean()) if len(known) else 0.0
+    hit_rate = (
+        float(hit_rate_at_k(known["rank"].to_numpy(), settings.evaluation.hit_k).mean())
+        if len(known)
+        else 0.0
+    )
     insane = []
     items = np.load(inputs.open("refresh", "item_vectors.npy"), mmap_mode="r", allow_pickle=False)
     if not np.isfinite(items).all():
@@ -96,7 +111,9 @@ def _candidate(settings: Settings, inputs: Inputs) -> Candidate:
         & metrics["metric"].str.startswith("coverage")
     ]["value"]
     if len(coverage) and float(coverage.iloc[0]) < settings.release.min_coverage:
-        insane.append(f"coverage {float(coverage.iloc[0]):.4f} is under release.min_coverage {settings.release.min_coverage}")
+        insane.append(
+            f"coverage {float(coverage.iloc[0]):.4f} is under release.min_coverage {settings.release.min_coverage}"
+        )
     if not len(known):
         insane.append("no user of the hold-out could be judged; is the hold-out empty?")
     elif hit_rate == 0.0:
@@ -110,10 +127,20 @@ def _candidate_ranks(inputs: Inputs) -> pd.DataFrame:
 
 
 def _judge(
-    settings: Settings, inputs: Inputs, registry: Registry, candidate: Candidate, version: Version, policy: str, run_type: str
+    settings: Settings,
+    inputs: Inputs,
+    registry: Registry,
+    candidate: Candidate,
+    version: Version,
+    policy: str,
+    run_type: str,
 ) -> Verdict:
     if version.rejected:
-        return Verdict(False, "refused", [f"version {version.number} was rejected by a rollback and is never eligible again"])
+        return Verdict(
+            False,
+            "refused",
+            [f"version {version.number} was rejected by a rollback and is never eligible again"],
+        )
     serving = registry.alias(CHAMPION)
     champion = None
     if serving is not None and serving.number != version.number:
@@ -122,15 +149,17 @@ def _judge(
             difference = _difference(settings, inputs, serving)
         champion = Champion(serving.number, serving.as_of, difference)
     history = [
-        one.hit_rate for one in registry.versions() if one.promoted and not one.rejected and one.as_of < candidate.as_of
+        one.hit_rate
+        for one in registry.versions()
+        if one.promoted and not one.rejected and one.as_of < candidate.as_of
     ]
     return decide(
         candidate,
         champion,
         history,
         settings.release,
-        policy=policy,  # type: ignore[arg-type] - checked by the command line's choices
-        run_type=run_type,  # type: ignore[arg-type]
+        policy=cast("PromotePolicy", policy),
+        run_type=cast("RunType", run_type),
         hold=registry.hold(),
     )
 
@@ -141,7 +170,10 @@ def _difference(settings: Settings, inputs: Inputs, serving: Version) -> Interva
         bundle = released.Bundle.load(inputs.store, serving.release)
         theirs = _champion_hits(settings, inputs, bundle)
     except AudiorecError as error:
-        print(f"warning: champion version {serving.number} cannot be scored on {inputs.as_of}: {error}", flush=True)
+        print(
+            f"warning: champion version {serving.number} cannot be scored on {inputs.as_of}: {error}",
+            flush=True,
+        )
         return None
     ranks = _candidate_ranks(inputs)
     judged = ranks["segment"].isin(("warm", "cold")).to_numpy() & (ranks["rank"].to_numpy() >= 0)
@@ -166,7 +198,11 @@ def _champion_hits(settings: Settings, inputs: Inputs, bundle: released.Bundle) 
 
 
 def _champion_vectors(
-    inputs: Inputs, bundle: released.Bundle, extract: Extract, judge_cut: Cut, window_days: int | str
+    inputs: Inputs,
+    bundle: released.Bundle,
+    extract: Extract,
+    judge_cut: Cut,
+    window_days: int | Literal["all"],
 ) -> Vectors:
     """Text and HGNN vectors of today's catalogue as the champion makes them, at the candidate's judge cut.
 
@@ -177,20 +213,28 @@ def _champion_vectors(
     store, theirs = inputs.store, bundle.manifests
     text_settings = Text(**theirs["embed_text"].settings["text"])
     found = text.cached_vectors(
-        store, text_settings, [*text.catalogue_texts(extract.audiobooks), *text.catalogue_texts(extract.podcasts)]
+        store,
+        text_settings,
+        [*text.catalogue_texts(extract.audiobooks), *text.catalogue_texts(extract.podcasts)],
     )
     matrices = {
         "audiobook": found.matrix(text.catalogue_texts(extract.audiobooks)),
         "podcast": found.matrix(text.catalogue_texts(extract.podcasts)),
     }
     graph_settings = Graph(**theirs["build_graph"].settings["graph"])
-    first_day = window_start(judge_cut.last_day, window_days)  # type: ignore[arg-type]
-    if theirs["build_graph"].settings["graph"] == inputs["build_graph"].settings["graph"] and first_day == judge_cut.first_day:
+    first_day = window_start(judge_cut.last_day, window_days)
+    if (
+        theirs["build_graph"].settings["graph"] == inputs["build_graph"].settings["graph"]
+        and first_day == judge_cut.first_day
+    ):
         graph = load_cut_graph(store, inputs["build_graph"], judge_cut.name)
     else:
         relations = cut_relations(extract, Cut("judge", first_day, judge_cut.last_day), graph_settings)
         graph = {
-            edge_type: Csr(relations[f"{edge_type[0]}_{edge_type[2]}"].indptr, relations[f"{edge_type[0]}_{edge_type[2]}"].indices)
+            edge_type: Csr(
+                relations[f"{edge_type[0]}_{edge_type[2]}"].indptr,
+                relations[f"{edge_type[0]}_{edge_type[2]}"].indices,
+            )
             for edge_type in EDGE_TYPES
         }
     embedded = embed_cut(load_model(store, theirs["train_hgnn"]), matrices, graph)

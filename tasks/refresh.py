@@ -56,7 +56,9 @@ def run(settings: Settings, inputs: Inputs, out: Output) -> Manifest:
     item_vectors = towers.item_vectors(items)
     if not np.isfinite(item_vectors).all():
         bad = int((~np.isfinite(item_vectors)).any(axis=1).sum())
-        raise BadData(f"refresh: {bad} audiobook vector(s) are not finite; the towers diverged. Retrain with another two_tower.seed")
+        raise BadData(
+            f"refresh: {bad} audiobook vector(s) are not finite; the towers diverged. Retrain with another two_tower.seed"
+        )
     np.save(out.path("item_vectors.npy"), item_vectors, allow_pickle=False)
     np.save(out.path("available.npy"), items.available, allow_pickle=False)
     progress.advance(note="audiobook vectors")
@@ -68,13 +70,19 @@ def run(settings: Settings, inputs: Inputs, out: Output) -> Manifest:
         out.path("users.parquet"), index=False
     )
     active = np.flatnonzero(extract.first_seen_day < day)
-    sample = active[np.linspace(0, len(active) - 1, min(len(active), _SAMPLE_QUERIES)).astype(int)] if len(active) else active
+    sample = (
+        active[np.linspace(0, len(active) - 1, min(len(active), _SAMPLE_QUERIES)).astype(int)]
+        if len(active)
+        else active
+    )
     queries = towers.user_vectors(type(users)(users.country_idx[sample], users.dense[sample]))
     np.save(out.path("sample_user_vectors.npy"), queries, allow_pickle=False)
     progress.advance(note="user features")
 
     np.save(out.path("artist_vectors.npy"), builder.artist_vectors, allow_pickle=False)
-    pd.DataFrame({"artist_id": extract.artists, "known": builder.artist_known}).to_parquet(out.path("artists.parquet"), index=False)
+    pd.DataFrame({"artist_id": extract.artists, "known": builder.artist_known}).to_parquet(
+        out.path("artists.parquet"), index=False
+    )
     _streamed(extract).to_parquet(out.path("streamed.parquet"), index=False)
     _history(extract, all_cuts.release.first_day).to_parquet(out.path("history.parquet"), index=False)
     _popularity(extract, builder, day).to_parquet(out.path("popularity.parquet"), index=False)
@@ -94,7 +102,11 @@ def run(settings: Settings, inputs: Inputs, out: Output) -> Manifest:
 
 def _streamed(extract: Extract) -> pd.DataFrame:
     """user_idx, audiobook_idx of everything ever streamed: never recommended again."""
-    return extract.first_streams[["user_idx", "audiobook_idx"]].sort_values(["user_idx", "audiobook_idx"]).reset_index(drop=True)
+    return (
+        extract.first_streams[["user_idx", "audiobook_idx"]]
+        .sort_values(["user_idx", "audiobook_idx"])
+        .reset_index(drop=True)
+    )
 
 
 def _history(extract: Extract, first_day: date) -> pd.DataFrame:
@@ -102,7 +114,9 @@ def _history(extract: Extract, first_day: date) -> pd.DataFrame:
     parts = []
     for kind in ("audiobook", "podcast"):
         events = extract.events(kind, first_day, extract.as_of)
-        latest = events.sort_values(["user_idx", "day", "signal", "item_idx"], ascending=[True, False, True, True], kind="stable")
+        latest = events.sort_values(
+            ["user_idx", "day", "signal", "item_idx"], ascending=[True, False, True, True], kind="stable"
+        )
         latest = latest.drop_duplicates(["user_idx", "item_idx"], keep="first")
         latest = latest[latest.groupby("user_idx", sort=False).cumcount() < _HISTORY_TITLES]
         parts.append(
@@ -137,8 +151,14 @@ def _popularity_by_country(extract: Extract, day: int) -> pd.DataFrame:
     recent = firsts[(firsts["day"] >= day - 30) & (firsts["day"] < day)]
     country = extract.users["country"].to_numpy(object)[recent["user_idx"]]
     table = pd.DataFrame({"country": country, "audiobook_idx": recent["audiobook_idx"].to_numpy()}).dropna()
-    counted = table.groupby(["country", "audiobook_idx"], as_index=False).size().rename(columns={"size": "listeners"})
-    return counted.sort_values(["country", "listeners", "audiobook_idx"], ascending=[True, False, True]).reset_index(drop=True)
+    counted = (
+        table.groupby(["country", "audiobook_idx"], as_index=False)
+        .size()
+        .rename(columns={"size": "listeners"})
+    )
+    return counted.sort_values(
+        ["country", "listeners", "audiobook_idx"], ascending=[True, False, True]
+    ).reset_index(drop=True)
 
 
 if __name__ == "__main__":

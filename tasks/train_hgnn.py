@@ -45,7 +45,10 @@ def run(settings: Settings, inputs: Inputs, out: Output) -> Manifest:
     trainer = _trainer(settings, inputs, text, all_cuts.train.name, config)
     history = _train(settings, out, trainer)
     model = trainer.model.cpu().eval()
-    counts: dict[str, Any] = {"epochs": len(history), "supervised_links": sum(line["links"] for line in history)}
+    counts: dict[str, Any] = {
+        "epochs": len(history),
+        "supervised_links": sum(line["links"] for line in history),
+    }
     for cut in (*(block.cut for block in all_cuts.blocks), all_cuts.judge):
         graph = load_cut_graph(inputs.store, inputs["build_graph"], cut.name)
         for kind, vectors in embed_cut(model, text, graph).items():
@@ -57,14 +60,17 @@ def run(settings: Settings, inputs: Inputs, out: Output) -> Manifest:
     out.path("curves.json").write_text(json.dumps(history, sort_keys=True, indent=1) + "\n")
     best = max(history, key=lambda line: line["metric"])
     committed = out.commit(
-        counts=counts, best_epoch=best["epoch"], validation_mrr=best["mrr"], validation_mrr_by_type=best["mrr_by_type"]
+        counts=counts,
+        best_epoch=best["epoch"],
+        validation_mrr=best["mrr"],
+        validation_mrr_by_type=best["mrr_by_type"],
     )
     _checkpoint(settings, out).remove()
     return committed
 
 
 def _checkpoint(settings: Settings, out: Output) -> Checkpoint:
-    return Checkpoint(out.store.scratch, f"hgnn-{out.fingerprint}", settings.hgnn.checkpoint_seconds)
+    return Checkpoint(out.store.scratch, f"hgnn-{out.fingerprint}", settings.store.checkpoint_seconds)
 
 
 def _trainer(
@@ -106,7 +112,9 @@ def _train(settings: Settings, out: Output, trainer: HGNNTrainer) -> list[dict[s
     stored = checkpoint.load()
     if stored is not None:
         trainer.load_state_dict(*stored)
-        out.note(f"resumed from a checkpoint after {trainer.epoch} epoch(s), batch {trainer.sampler.position}")
+        out.note(
+            f"resumed from a checkpoint after {trainer.epoch} epoch(s), batch {trainer.sampler.position}"
+        )
     progress = Progress(settings.hgnn.max_epochs, "epochs")
 
     def after_batch(line: dict[str, Any]) -> None:
@@ -117,10 +125,18 @@ def _train(settings: Settings, out: Output, trainer: HGNNTrainer) -> list[dict[s
     tags = {"task": "train_hgnn", "as_of": out.key, "fingerprint": out.fingerprint}
     with curves(settings, f"train_hgnn {out.key}", tags, out.settings["hgnn"]) as sink:
         while not trainer.finished:
-            line = trainer.run_epoch(after_batch)
+            try:
+                line = trainer.run_epoch(after_batch)
+            except FloatingPointError as error:
+                raise BadData(
+                    f"train_hgnn diverged: {error}. A retry would do the same; lower hgnn.learning_rate"
+                ) from None
             sink.log(line["epoch"], {name: line[name] for name in ("loss", "mrr", "validation_loss")})
             figures = " ".join(f"{kind} {value:.3f}" for kind, value in line["mrr_by_type"].items())
-            print(f"epoch {line['epoch']}: loss {line['loss']:.4f}, validation MRR {line['metric']:.4f} ({figures})", flush=True)
+            print(
+                f"epoch {line['epoch']}: loss {line['loss']:.4f}, validation MRR {line['metric']:.4f} ({figures})",
+                flush=True,
+            )
             progress.set(trainer.epoch, f"validation MRR {line['metric']:.3f}")
             if checkpoint.due:
                 checkpoint.save(*trainer.state_dict())

@@ -7,6 +7,7 @@ the HGNN is worth. Both start from popularity and keep what beats it on the last
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -21,7 +22,7 @@ from audiorec.settings import Settings
 from audiorec.store import Manifest
 from audiorec.taskio import Inputs, Output
 from audiorec.towers import MODELS, Trainer, feature_config, find_targets
-from audiorec.tracking import curves
+from audiorec.tracking import Curves, curves
 
 
 def run(settings: Settings, inputs: Inputs, out: Output) -> Manifest:
@@ -31,7 +32,9 @@ def run(settings: Settings, inputs: Inputs, out: Output) -> Manifest:
     torch.set_num_threads(settings.resources["train_two_tower"].threads)
     all_cuts = cuts(inputs.as_of, settings.time)
     extract = load_extract(settings, inputs)
-    targets = find_targets(extract, all_cuts, settings.time, settings.two_tower.max_targets, settings.two_tower.seed)
+    targets = find_targets(
+        extract, all_cuts, settings.time, settings.two_tower.max_targets, settings.two_tower.seed
+    )
     if not (~targets.validation).any():
         raise BadData(
             f"no audiobook was first streamed between {all_cuts.blocks[0].first_day} and {all_cuts.blocks[-1].last_day} "
@@ -46,7 +49,9 @@ def run(settings: Settings, inputs: Inputs, out: Output) -> Manifest:
     text = load_text(inputs.store, inputs["embed_text"])
     for block in all_cuts.blocks:
         hgnn = {
-            kind: np.load(inputs.open("train_hgnn", f"{block.cut.name}.{kind}.npy"), mmap_mode="r", allow_pickle=False)
+            kind: np.load(
+                inputs.open("train_hgnn", f"{block.cut.name}.{kind}.npy"), mmap_mode="r", allow_pickle=False
+            )
             for kind in ("audiobook", "podcast")
         }
         vectors.append(Vectors(text["audiobook"], text["podcast"], hgnn["audiobook"], hgnn["podcast"]))
@@ -55,13 +60,15 @@ def run(settings: Settings, inputs: Inputs, out: Output) -> Manifest:
     facts = {}
     progress = Progress(len(MODELS) * (settings.two_tower.epochs + 1), "epochs")
     for name in MODELS:
-        config = feature_config(settings.two_tower, settings.time, artists.shape[1], use_hgnn=name == "2T-HGNN")
+        config = feature_config(
+            settings.two_tower, settings.time, artists.shape[1], use_hgnn=name == "2T-HGNN"
+        )
         builder = FeatureBuilder(extract, config, artists, known, all_cuts.first_day)
         trainer = Trainer(name, builder, vectors, targets, settings.two_tower)
         tags = {"task": "train_two_tower", "model": name, "as_of": out.key, "fingerprint": out.fingerprint}
         with curves(settings, f"{name} {out.key}", tags, out.settings["two_tower"]) as sink:
 
-            def report(line: dict, name: str = name, sink=sink) -> None:  # type: ignore[type-arg,no-untyped-def]
+            def report(line: dict[str, Any], name: str = name, sink: Curves = sink) -> None:
                 progress.advance(note=f"{name} epoch {line['epoch']}: validation HR@10 {line['hr_10']:.3f}")
                 sink.log(line["epoch"], {k: v for k, v in line.items() if k != "epoch"})
                 loss = "untrained" if line["loss"] is None else f"loss {line['loss']:.4f}"
@@ -75,7 +82,11 @@ def run(settings: Settings, inputs: Inputs, out: Output) -> Manifest:
         towers.save(out.path(f"{name}.safetensors"), out.path(f"{name}.json"))
         out.path(f"{name}.curves.json").write_text(json.dumps(history, sort_keys=True, indent=1) + "\n")
         best = next(line for line in history if line["best"])
-        facts[name] = {"epochs": len(history) - 1, "best_epoch": best["epoch"], "validation_hr_10": best["hr_10"]}
+        facts[name] = {
+            "epochs": len(history) - 1,
+            "best_epoch": best["epoch"],
+            "validation_hr_10": best["hr_10"],
+        }
     return out.commit(
         counts={
             "targets": len(targets),

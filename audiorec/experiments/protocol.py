@@ -82,13 +82,21 @@ def make_hold_out(extract: Extract, cuts: Cuts, settings: Evaluation) -> HoldOut
     if len(users) > settings.max_users:
         users = np.sort(np.random.default_rng(settings.seed).choice(users, settings.max_users, replace=False))
     segment = np.where(
-        extract.first_signal_day[users] < split, "warm", np.where(extract.first_seen_day[users] < split, "cold", "none")
+        extract.first_signal_day[users] < split,
+        "warm",
+        np.where(extract.first_seen_day[users] < split, "cold", "none"),
     )
     window = cuts.judge
     events = extract.events("audiobook", window.first_day, window.last_day)
     streams = np.bincount(events.loc[events["signal"] == 0, "item_idx"], minlength=shape[1])
     return HoldOut(
-        split, users, segment, relevant[users], matrix(before)[users], {"known": known, "full": full}, popularity_tiers(streams)
+        split,
+        users,
+        segment,
+        relevant[users],
+        matrix(before)[users],
+        {"known": known, "full": full},
+        popularity_tiers(streams),
     )
 
 
@@ -108,7 +116,9 @@ class Judgement:
 def judge(hold_out: HoldOut, ranker: Ranker, depth: int = 100) -> Judgement:
     """Rank the whole catalogue for every user of the hold-out, exactly; ties go to the lower id."""
     ranks, tail_ranks, shown = {}, {}, {}
-    relevant = {(panel, tail): hold_out.panel_relevant(panel, tail) for panel in PANELS for tail in (False, True)}
+    relevant = {
+        (panel, tail): hold_out.panel_relevant(panel, tail) for panel in PANELS for tail in (False, True)
+    }
     parts: dict[str, list[np.ndarray]] = {panel: [] for panel in PANELS}
     for start in range(0, len(hold_out.users), _CHUNK):
         rows = np.arange(start, min(start + _CHUNK, len(hold_out.users)))
@@ -139,7 +149,11 @@ def summarise(
     rows = []
     for panel in PANELS:
         for segment in SEGMENTS:
-            in_segment = np.isin(hold_out.segment, ("warm", "cold")) if segment == "all" else hold_out.segment == segment
+            in_segment = (
+                np.isin(hold_out.segment, ("warm", "cold"))
+                if segment == "all"
+                else hold_out.segment == segment
+            )
             for model, judgement in judgements.items():
                 theirs = judgements[reference]
                 for metric, values in _per_user(judgement, panel, settings).items():

@@ -13,10 +13,15 @@ from audiorec.settings import Evaluation
 _COLOURS = ("#3366aa", "#88aadd", "#999999", "#555555")
 
 
-def metrics_table(metrics: pd.DataFrame, hold_out: HoldOut, as_of: str, window: int, settings: Evaluation) -> str:
+def metrics_table(
+    metrics: pd.DataFrame, hold_out: HoldOut, as_of: str, window: int, settings: Evaluation
+) -> str:
     """Markdown: one table a panel, models as rows, HR@10 with its interval by segment, MRR, tail, coverage."""
     hit, tail, coverage = f"HR@{settings.hit_k}", f"tail HR@{settings.hit_k}", f"coverage@{settings.depth}"
-    lines = [f"Hold-out of {as_of}: exact ranking over the whole catalogue; recent popularity counts {window} days.", ""]
+    lines = [
+        f"Hold-out of {as_of}: exact ranking over the whole catalogue; recent popularity counts {window} days.",
+        "",
+    ]
     for panel in ("known", "full"):
         table = metrics[metrics["panel"] == panel]
         users = {
@@ -36,7 +41,9 @@ def metrics_table(metrics: pd.DataFrame, hold_out: HoldOut, as_of: str, window: 
             every = cells["all", hit]
             lines.append(
                 f"| {model} | {every.value:.3f} [{every.low:.3f}, {every.high:.3f}] "
-                + "".join(f"| {_mark(cells[segment, hit], settings)} " for segment in ("warm", "cold", "none"))
+                + "".join(
+                    f"| {_mark(cells[segment, hit], settings)} " for segment in ("warm", "cold", "none")
+                )
                 + f"| {cells['all', 'MRR'].value:.3f} | {cells['all', tail].value:.3f} | {cells['all', coverage].value:.1%} "
                 f"| {every.difference:+.3f} [{every.difference_low:+.3f}, {every.difference_high:+.3f}] |"
             )
@@ -69,9 +76,19 @@ def plot_metrics(metrics: pd.DataFrame, settings: Evaluation, target: Path) -> N
         for number, model in enumerate(models):
             rows = table[table["model"] == model].set_index("segment").reindex(segments)
             value = rows["value"].to_numpy(float)
-            error = np.nan_to_num(np.stack([value - rows["low"], rows["high"] - value]).astype(float)).clip(min=0)
+            error = np.nan_to_num(np.stack([value - rows["low"], rows["high"] - value]).astype(float)).clip(
+                min=0
+            )
             place = np.arange(len(segments)) + (number - (len(models) - 1) / 2) * width
-            axis.bar(place, np.nan_to_num(value), width, yerr=error, label=model, color=_COLOURS[number % len(_COLOURS)], capsize=2)
+            axis.bar(
+                place,
+                np.nan_to_num(value),
+                width,
+                yerr=error,
+                label=model,
+                color=_COLOURS[number % len(_COLOURS)],
+                capsize=2,
+            )
         axis.set_xticks(range(len(segments)), segments)
         axis.set_title(f"{panel} titles")
         axis.set_xlabel("users")

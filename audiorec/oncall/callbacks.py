@@ -17,10 +17,10 @@ import httpx
 
 from audiorec.dates import RunFacts, resolve_as_of
 from audiorec.errors import BadSettings
-from audiorec.launcher import TaskFailed
+from audiorec.launcher import TaskFailed, runbook_link
 from audiorec.oncall import sinks
 from audiorec.oncall.alerts import NO_EFFECT, USER_EFFECT, Alert, Severity
-from audiorec.oncall.pages import browsable, runbook_address, ui_address
+from audiorec.oncall.pages import browsable, ui_address, with_runbooks
 from audiorec.oncall.receipt import NoReceipt
 from audiorec.settings import Settings, load_settings
 
@@ -210,5 +210,7 @@ def _links(context: Context, settings: Settings, code: str | None) -> dict[str, 
         links["Run"] = log_url.split("/tasks/")[0]
     links["MLflow"] = settings.mlflow.uri
     if code:
-        links["Runbook"] = runbook_address(code, settings, ui_address(log_url))
+        links["Runbook"] = runbook_link(
+            with_runbooks(settings, ui_address(log_url)).alerts.runbook_base, code
+        )
     return links

@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from urllib.parse import quote
 
-from audiorec.launcher import runbook_link
 from audiorec.settings import Settings
 
 PREFIX = "/recommender"
@@ -33,12 +32,12 @@ def browsable(links: Mapping[str, str], settings: Settings, ui: str) -> dict[str
     return served
 
 
-def runbook_address(code: str, settings: Settings, ui: str | None) -> str:
-    """A runbook's address: where the settings say, or in the UI if they name only a folder of the clone."""
-    base = settings.alerts.runbook_base
-    if "://" in base or not ui:
-        return runbook_link(base, code)
-    return f"{ui}{PREFIX}/runbooks/{code}"
+def with_runbooks(settings: Settings, ui: str | None) -> Settings:
+    """The settings with runbooks that can be clicked: the UI's own pages if they name only a folder."""
+    if "://" in settings.alerts.runbook_base or not ui:
+        return settings
+    alerts = settings.alerts.model_copy(update={"runbook_base": f"{ui}{PREFIX}/runbooks"})
+    return settings.model_copy(update={"alerts": alerts})
 
 
 def ui_address(log_url: str | None) -> str | None:
@@ -65,6 +64,7 @@ def inside(path: str) -> str:
 
 def runbook_page(code: str) -> str | None:
     """A runbook as HTML; None if there is none of that code."""
+    code = code.removesuffix(".md")
     known = {page.stem: page for page in RUNBOOKS.glob("*.md")}
     if code not in known:
         return None
@@ -75,8 +75,6 @@ def runbook_page(code: str) -> str | None:
         .enable("table")
         .render(known[code].read_text(encoding="utf-8"))
     )
-    # Links between runbooks are file names in the repository.
-    body = body.replace('.md"', '"')
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(code)}</title>'
         "<style>body{font:16px/1.5 system-ui,sans-serif;max-width:46rem;margin:2rem auto;padding:0 1rem}"

@@ -160,7 +160,7 @@ travel es: viajes | el refugio de montaña; el tren nocturno; la carretera del d
 travel fr: voyage | le refuge de montagne; le train de nuit; la route du désert; la rivière sauvage; l'île solitaire; la traversée de l'océan | À pied, en train et en bateau à travers des paysages que peu connaissent.
 travel pt: viagem | o refúgio na montanha; o trem noturno; a estrada do deserto; o rio selvagem; a ilha solitária; a travessia do oceano | A pé, de trem e de barco por paisagens que poucos viram.
 travel sv: resor | fjällstugan; nattåget; ökenvägen; den vilda floden; den ensamma ön; färden över havet | Till fots, med tåg och båt genom landskap som få har sett.
-"""  # noqa: E501
+"""
 
 TONES: tuple[str, ...] = ("dark", "funny", "tender", "fast", "thoughtful", "practical")
 """How a title feels; listeners like some of these across all topics and domains."""

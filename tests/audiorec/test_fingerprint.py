@@ -91,7 +91,11 @@ EDITS: dict[str, dict[str, str]] = {
     },
     "blank lines and brackets": {"file": "models/sampler.py", "append": "\n\n\n"},
     "a comment in SQL": {"file": "sql/judged_events.sql", "old": "-- ", "new": "-- Reworded: "},
-    "the description of a setting": {"file": "audiorec/settings.py", "old": "history that a cut sees", "new": "history"},
+    "the description of a setting": {
+        "file": "audiorec/settings.py",
+        "old": "history that a cut sees",
+        "new": "history",
+    },
     "how a task is run": {"file": "audiorec/runner.py", "append": "\nMORE = 1\n"},
     "how files are stored": {"file": "audiorec/store.py", "append": "\nMORE = 1\n"},
     "the sampler": {"file": "models/sampler.py", "append": "\nMORE = 1\n"},
@@ -106,7 +110,10 @@ EDITS: dict[str, dict[str, str]] = {
         "file": "audiorec/digests.py",
         "append": '\nfor _name in ("days",):\n    read_sql(_name)\n',
     },
-    "a query whose name is formatted": {"file": "audiorec/digests.py", "append": '\nread_sql(f"{UNDATED}")\n'},
+    "a query whose name is formatted": {
+        "file": "audiorec/digests.py",
+        "append": '\nread_sql(f"{UNDATED}")\n',
+    },
     "a query named by keyword": {"file": "audiorec/digests.py", "append": '\nread_sql(name="days")\n'},
     "another torch": {"library": "torch"},
     "another DuckDB": {"library": "duckdb"},
@@ -197,7 +204,11 @@ def test_an_edit_makes_stale_the_tasks_that_use_it_and_all_that_follow_and_no_mo
 
 def test_an_edited_query_changes_the_code_of_exactly_its_readers(after: dict[str, Any]):
     for name, edit in (("judged_events", "a query of extract"), ("quality_users", "a query of validate")):
-        reading = [p for p in ROOT.glob("*/**/*.py") if f'read_sql("{name}")' in p.read_text() and "tests" not in p.parts]
+        reading = [
+            p
+            for p in ROOT.glob("*/**/*.py")
+            if f'read_sql("{name}")' in p.read_text() and "tests" not in p.parts
+        ]
         modules = {".".join(p.relative_to(ROOT).with_suffix("").parts) for p in reading}
         assert modules
         readers = {task for task in TASKS if modules & set(fp.project_modules(f"tasks.{task}"))}
@@ -233,7 +244,9 @@ def test_no_task_s_code_holds_airflow_or_plumbing():
         modules = set(fp.code_parts(f"tasks.{task}")["modules"])
         assert f"tasks.{task}" in modules
         assert not modules & fp.PLUMBING
-        assert not any(name.startswith(("audiorec.oncall", "audiorec.stack", "audiorec.simulator")) for name in modules)
+        assert not any(
+            name.startswith(("audiorec.oncall", "audiorec.stack", "audiorec.simulator")) for name in modules
+        )
 
 
 # --- the hash itself ------------------------------------------------------------------------------------
@@ -294,7 +307,9 @@ SQL = "SELECT a, -- the first\n    '-- no comment, it''s text' AS b,\nFROM t -- 
 
 
 def test_a_query_s_comments_are_left_out_and_text_in_quotes_is_not():
-    assert fp.sql_hash(SQL) == fp.sql_hash("-- Grain: a row.\nSELECT a,\n\n    '-- no comment, it''s text' AS b,\nFROM t\n")
+    assert fp.sql_hash(SQL) == fp.sql_hash(
+        "-- Grain: a row.\nSELECT a,\n\n    '-- no comment, it''s text' AS b,\nFROM t\n"
+    )
     assert fp.sql_hash(SQL) != fp.sql_hash(SQL.replace("no comment", "a comment"))
     assert fp.sql_hash(SQL) != fp.sql_hash(SQL.replace("FROM t", "FROM u"))
     assert fp.sql_hash('SELECT "a--b" FROM t') != fp.sql_hash('SELECT "a')

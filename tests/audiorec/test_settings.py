@@ -113,27 +113,42 @@ WRONG = {
     "below its limit": ("[time]\nholdout_days = 0", r"time\.holdout_days: .*greater than 0 \(found 0\)"),
     "above its limit": ("[index]\nmin_recall = 1.5", r"index\.min_recall: .*less than or equal to 1"),
     "none of the choices": ('[hgnn]\naggregator = "min"', r"hgnn\.aggregator: .*'max', 'mean' or 'sum'"),
-    "a window of no day": ("[time]\nwindow_days = 0", "time.window_days is 0, but must be at least 1, or 'all'"),
+    "a window of no day": (
+        "[time]\nwindow_days = 0",
+        "time.window_days is 0, but must be at least 1, or 'all'",
+    ),
     "a window of another word": ('[time]\nwindow_days = "al"', r"time\.window_days.*'all'.*found 'al'"),
     "validation over all targets": (
         "[time]\ntarget_days = 3",
         r"time\.validation_days is 3, but must be less than time\.target_days \(3\)",
     ),
-    "fan-outs that do not fit": ("[hgnn]\nnum_layers = 1", r"hgnn\.fanouts has 2 entries, but hgnn\.num_layers is 1"),
-    "a fan-out of nothing": ("[hgnn]\nfanouts = [0, 5]", r"fanouts is \[0, 5\]; each number must be at least 1"),
+    "fan-outs that do not fit": (
+        "[hgnn]\nnum_layers = 1",
+        r"hgnn\.fanouts has 2 entries, but hgnn\.num_layers is 1",
+    ),
+    "a fan-out of nothing": (
+        "[hgnn]\nfanouts = [0, 5]",
+        r"fanouts is \[0, 5\]; each number must be at least 1",
+    ),
     "a tower without layers": ("[two_tower]\nlayers = []", r"two_tower\.layers: .*at least 1 item"),
     "a prior that the loss cannot leave": (
         '[two_tower]\nloss = "inverse_propensity"',
         r"set two_tower\.popularity_prior = false with it",
     ),
-    "a model name with a slash": ('[release]\nmodel_name = "a/b"', r"release\.model_name is 'a/b'; use letters"),
+    "a model name with a slash": (
+        '[release]\nmodel_name = "a/b"',
+        r"release\.model_name is 'a/b'; use letters",
+    ),
     "a number for a group": ("hgnn = 3", r"hgnn: .*found 3"),
     "a number for a task's resources": ("[resources]\nextract = 3", r"resources\.extract: .*found 3"),
     "resources of no task": (
         "[resources.extrac]\nmemory_mb = 3",
         r"resources names unknown tasks \['extrac'\]; known: \['build_graph'",
     ),
-    "an unknown profile": ('profile = "quick"', r"profile is 'quick', expected one of \['full', 'smoke', 'standard'\]"),
+    "an unknown profile": (
+        'profile = "quick"',
+        r"profile is 'quick', expected one of \['full', 'smoke', 'standard'\]",
+    ),
     "a list for the profile": ('profile = ["smoke"]', r"profile is \['smoke'\], expected one of"),
     "an unknown recipe": ('recipe = "mine"', r"recipe: .*'default' or 'paper' \(found 'mine'\)"),
     "no TOML": ("hgnn", r"settings\.toml is not valid TOML"),
@@ -154,7 +169,9 @@ def test_what_is_wrong_is_named(case: str, profile: str | None, tmp_path: Path):
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path):
-    with pytest.raises(BadSettings, match=r"settings file .*none\.toml does not exist; check --settings or AUDIOREC_SETTINGS"):
+    with pytest.raises(
+        BadSettings, match=r"settings file .*none\.toml does not exist; check --settings or AUDIOREC_SETTINGS"
+    ):
         load_settings(tmp_path / "none.toml")
 
 
@@ -169,21 +186,28 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path):
         ("AUDIOREC_RESOURCES__EXTRACT", "3", r"resources\.extract: .*found 3"),
     ],
 )
-def test_a_wrong_environment_variable_is_named(name: str, value: str, message: str, monkeypatch: pytest.MonkeyPatch):
+def test_a_wrong_environment_variable_is_named(
+    name: str, value: str, message: str, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setenv(name, value)
     with pytest.raises(BadSettings, match=message):
         load_settings()
 
 
-junk = st.one_of(st.none(), st.booleans(), st.integers(-3, 3), st.floats(allow_nan=False), st.text(max_size=3)) | st.lists(
-    st.integers(-1, 1), max_size=2
-)
+junk = st.one_of(
+    st.none(), st.booleans(), st.integers(-3, 3), st.floats(allow_nan=False), st.text(max_size=3)
+) | st.lists(st.integers(-1, 1), max_size=2)
 group_names = st.sampled_from(sorted(Settings.model_fields))
 
 
-@given(name=group_names, value=junk | st.dictionaries(st.text("abc", min_size=1, max_size=2), junk, max_size=2))
+@given(
+    name=group_names, value=junk | st.dictionaries(st.text("abc", min_size=1, max_size=2), junk, max_size=2)
+)
 @hypothesis_settings(
-    max_examples=150, deadline=None, derandomize=True, database=None,
+    max_examples=150,
+    deadline=None,
+    derandomize=True,
+    database=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 def test_whatever_is_given_is_taken_or_refused_as_bad_settings(name: str, value: object):

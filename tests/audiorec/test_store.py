@@ -36,7 +36,7 @@ def commit(
     store: Store,
     fingerprint: str = "f1",
     text: str = "hello",
-    during: contextlib.AbstractContextManager[Any] = contextlib.nullcontext(),  # noqa: B008 - it holds nothing
+    during: contextlib.AbstractContextManager[Any] = contextlib.nullcontext(),
     **options: Any,
 ) -> Manifest:
     """One version of two files: a text and a table of three rows."""
@@ -151,7 +151,11 @@ def test_a_moved_version_is_refused(tmp_path: Path):
 # --- damage ---------------------------------------------------------------------------------------------
 
 
-@given(place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7), which=st.sampled_from(["file", "table", "manifest"]))
+@given(
+    place=st.floats(0, 1, exclude_max=True),
+    bit=st.integers(0, 7),
+    which=st.sampled_from(["file", "table", "manifest"]),
+)
 @hypothesis_settings(
     max_examples=150,
     deadline=None,
@@ -258,7 +262,9 @@ def test_a_kill_at_any_point_of_a_commit_leaves_nothing_readable_or_all_of_it(tm
                     os.kill(os.getpid(), signal.SIGKILL)
 
             process = FORK.Process(
-                target=lambda store=store, moment=moment, kill=kill: commit(store, during=at_points(**{moment: kill}))
+                target=lambda store=store, moment=moment, kill=kill: commit(
+                    store, during=at_points(**{moment: kill})
+                )
             )
             process.start()
             process.join()
@@ -352,8 +358,9 @@ def test_a_lease_excludes_others_and_ends_with_its_process(tmp_path: Path):
     assert held.wait(20)
     with store.lease("things", "k", "another-one-is-free") as waited:
         assert not waited
-    with pytest.raises(Busy, match=r"things k f was still being made by another process after 0 s"), store.lease(
-        "things", "k", "f", wait_seconds=0.3
+    with (
+        pytest.raises(Busy, match=r"things k f was still being made by another process after 0 s"),
+        store.lease("things", "k", "f", wait_seconds=0.3),
     ):
         pass
     os.kill(process.pid, signal.SIGKILL)

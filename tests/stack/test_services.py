@@ -9,7 +9,9 @@ import stat
 import time
 from collections.abc import Iterator
 from datetime import date
+from pathlib import Path
 
+import httpx
 import psutil
 import pytest
 
@@ -91,6 +93,37 @@ def test_the_password_is_private_and_opens_the_door(running: stack.Status, setti
         pytest.raises(Exception, match="refuses the login of admin"),
     ):
         client.dag(DAG_ID)
+
+
+def test_pages_of_the_plugin_are_behind_the_login(running: stack.Status, settings: Settings):
+    """Airflow leaves the routes of plugins open (3.3.2), so each is tried."""
+    docs = Path(settings.store.uri) / "data_docs" / "2026-11-23" / "index.html"
+    docs.parent.mkdir(parents=True)
+    docs.write_text("<h1>Data quality</h1>")
+    addresses = [
+        f"{running.airflow}/recommender/data-docs/2026-11-23/index.html",
+        f"{running.airflow}/recommender/runbooks/TASK-KILLED",
+    ]
+    for address in addresses:
+        assert httpx.get(address).status_code == 401
+        sent_on = httpx.get(address, headers={"Accept": "text/html"})
+        assert sent_on.status_code == 302
+        assert sent_on.headers["Location"] == f"{running.airflow}/auth/login/?next={address}"
+    account = stack.login(settings)
+    body = {"username": account.user, "password": account.password}
+    token = httpx.post(f"{running.airflow}/auth/token", json=body).json()["access_token"]
+    for credentials in ({"headers": {"Authorization": f"Bearer {token}"}}, {"cookies": {"_token": token}}):
+        with httpx.Client(**credentials) as browser:
+            answers = [browser.get(address) for address in addresses]
+            assert [answer.status_code for answer in answers] == [200, 200]
+            assert "Data quality" in answers[0].text
+            assert "connect-src 'none'" in answers[0].headers["Content-Security-Policy"]
+            for wrong in (
+                "data-docs/../../run/secrets.json",
+                "data-docs/%2e%2e/%2e%2e/run/secrets.json",
+                "runbooks/x",
+            ):
+                assert browser.get(f"{running.airflow}/recommender/{wrong}").status_code == 404
 
 
 def test_starting_again_does_nothing(running: stack.Status, settings: Settings):

@@ -139,7 +139,9 @@ def test_rows_after_as_of_change_no_byte(tiny_chain: Chain, tiny: Any, tmp_path:
         rows = table.filter(later)
         touched += len(rows)
         users = rows["user_id"].combine_chunks()
-        others = rows.set_column(rows.column_names.index("user_id"), "user_id", users.take(pa.array(range(len(users) - 1, -1, -1))))
+        others = rows.set_column(
+            rows.column_names.index("user_id"), "user_id", users.take(pa.array(range(len(users) - 1, -1, -1)))
+        )
         pq.write_table(pa.concat_tables([table, others]), path)
     assert touched > 200, "the sample tables go on after as_of"
     settings = tiny.settings(source, tmp_path)
@@ -169,7 +171,10 @@ def test_a_damaged_input_stops_the_reader_and_force_mends_it(tiny_chain: Chain, 
     partition = store.find(INTERACTIONS, day.split("/")[1], fingerprint)
     path = store.open(partition, "interactions.parquet")
     path.write_bytes(path.read_bytes()[:-1] + b"!")
-    with pytest.raises(Corrupt, match="the file was altered or damaged; run the task that writes interactions again with --force"):
+    with pytest.raises(
+        Corrupt,
+        match="the file was altered or damaged; run the task that writes interactions again with --force",
+    ):
         run_task("embed_music", settings, tiny_chain.as_of, force=True)
     run_task("extract", settings, tiny_chain.as_of, force=True)
     run_task("embed_music", settings, tiny_chain.as_of, force=True)
@@ -207,7 +212,12 @@ def test_a_manifest_holds_only_what_is_determined(tiny_chain: Chain, tiny: Any):
 
     for name, data in manifests_of(store_of(tiny_chain)).items():
         text = data.decode()
-        for word in (str(store_of(tiny_chain)), str(tiny_chain.settings.source.uri), platform.node(), "seconds_taken"):
+        for word in (
+            str(store_of(tiny_chain)),
+            str(tiny_chain.settings.source.uri),
+            platform.node(),
+            "seconds_taken",
+        ):
             assert word not in text, (name, word)
     run = json.loads((Path(tiny_chain.results["extract"]["manifest"]).parent / "run.json").read_text())
     assert run["host"] == platform.node()
