@@ -234,6 +234,13 @@ class FeatureBuilder:
         return firsts["day"].to_numpy(np.int64), firsts["audiobook_idx"].to_numpy(np.int64)
 
     @functools.cached_property
+    def _first_streams_by_user(self) -> tuple[np.ndarray, np.ndarray]:
+        """(user and day as one sort key, audiobook_idx) of all first streams, by user and day."""
+        firsts = self.extract.first_streams.sort_values(["user_idx", "day", "audiobook_idx"], kind="stable")
+        key = firsts["user_idx"].to_numpy(np.int64) * 2**20 + firsts["day"].to_numpy(np.int64)
+        return key, firsts["audiobook_idx"].to_numpy(np.int64)
+
+    @functools.cached_property
     def _title_first_day(self) -> np.ndarray:
         first = np.full(len(self.extract.audiobooks), 10**9, np.int64)
         np.minimum.at(
@@ -382,8 +389,7 @@ class FeatureBuilder:
 
     def streamed_before(self, user_idx: np.ndarray, day: np.ndarray) -> sp.csr_matrix:
         """0/1 [R, N]: titles that each request's user ever streamed before its day; never recommended again."""
-        firsts = self.extract.first_streams.sort_values(["user_idx", "day", "audiobook_idx"], kind="stable")
-        key = firsts["user_idx"].to_numpy(np.int64) * 2**20 + firsts["day"].to_numpy(np.int64)
+        key, titles = self._first_streams_by_user
         start = np.searchsorted(key, user_idx * 2**20)
         stop = np.searchsorted(key, user_idx * 2**20 + day)
         length = stop - start
@@ -391,7 +397,7 @@ class FeatureBuilder:
         event = (
             np.repeat(start, length) + np.arange(len(request)) - np.repeat(np.cumsum(length) - length, length)
         )
-        items = firsts["audiobook_idx"].to_numpy()[event]
+        items = titles[event]
         return sp.csr_matrix(
             (np.ones(len(items), np.float32), (request, items)),
             shape=(len(user_idx), len(self.extract.audiobooks)),

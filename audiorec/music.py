@@ -29,11 +29,13 @@ def fit_artists(plays: sp.csr_matrix, dimensions: int, min_users: int) -> tuple[
         vectors float32 [artists, dimensions] (zeros where there is none) and known bool [artists]. With fewer
         usable artists or users than dimensions, the remaining columns are zero.
     """
+    # Only users with plays: how many others there are may be known from events of later days alone.
+    plays = plays[plays.getnnz(axis=1) > 0]
     users, artists = plays.shape
     listeners = np.asarray((plays > 0).sum(axis=0)).ravel()
     known = listeners >= min_users
     vectors = np.zeros((artists, dimensions), np.float32)
-    rank = min(dimensions, int(known.sum()) - 1, int((plays.getnnz(axis=1) > 0).sum()) - 1)
+    rank = min(dimensions, int(known.sum()) - 1, users - 1)
     if rank < 1:
         return vectors, np.zeros(artists, bool)
     weights = np.log(max(users, 2) / np.maximum(listeners[known], 1))

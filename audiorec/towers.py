@@ -39,6 +39,10 @@ MODELS = ("2T-HGNN", "2T")
 """The two-tower model, and the same without HGNN (text vectors in place of HGNN embeddings)."""
 
 
+_CACHED_NUMBERS = 250_000_000
+"""Features kept in memory through a training, at most (a gigabyte of float32); more are made anew each time."""
+
+
 @dataclass(frozen=True)
 class Targets:
     """First streams to learn from: who, what, on which day (number), in which block, and whether for validation."""
@@ -245,24 +249,35 @@ class Trainer:
         )
         training = np.flatnonzero(~targets.validation)
         sample = training[np.linspace(0, len(training) - 1, min(len(training), 20_000)).astype(int)]
-        raw_users = self._raw_users(targets.take(sample))
+        raw_users = self._user_features(targets.take(sample), None)
         last_day = int(targets.day[training[-1]]) if len(training) else int(targets.day[-1])
         raw_items = builder.items(last_day, vectors[-1], None)
         self.spec = fit_spec(builder, raw_users, raw_items)
         self._items: dict[int, ItemFeatures] = {}
-        self._cache_days = (
-            len(raw_items.dense) * raw_items.dense.shape[1] * len(np.unique(targets.day)) < 250_000_000
-        )
+        self._cache_days = raw_items.dense.size * len(np.unique(targets.day)) < _CACHED_NUMBERS
+        self._users: UserFeatures | None = None
+        if len(targets) * raw_users.dense.shape[1] < _CACHED_NUMBERS:
+            self._users = self._user_features(targets, self.spec)
         self._fit_prior(training)
 
-    def _raw_users(self, targets: Targets) -> UserFeatures:
+    def _user_features(self, targets: Targets, spec: FeatureSpec | None) -> UserFeatures:
+        """Features of each target's user as known before its day, in the targets' order."""
+        order = np.argsort(targets.block, kind="stable")
         parts = [
-            self.builder.users(targets.user_idx[rows], targets.day[rows], self.vectors[block], None)
+            self.builder.users(targets.user_idx[rows], targets.day[rows], self.vectors[block], spec)
             for block, rows in _by(targets.block)
         ]
+        back = np.argsort(order, kind="stable")
         return UserFeatures(
-            np.concatenate([p.country_idx for p in parts]), np.concatenate([p.dense for p in parts])
+            np.concatenate([p.country_idx for p in parts])[back],
+            np.concatenate([p.dense for p in parts])[back],
         )
+
+    def users(self, rows: np.ndarray) -> UserFeatures:
+        """Scaled features of the users of some targets; made once where they fit in memory."""
+        if self._users is None:
+            return self._user_features(self.targets.take(rows), self.spec)
+        return UserFeatures(self._users.country_idx[rows], self._users.dense[rows])
 
     def _fit_prior(self, training: np.ndarray) -> None:
         days = []
@@ -305,11 +320,11 @@ class Trainer:
         report(history[0])
         best = {name: value.clone() for name, value in model.state_dict().items()}
         best_epoch = 0
-        training = self.targets.take(np.flatnonzero(~self.targets.validation))
+        training = np.flatnonzero(~self.targets.validation)
         for epoch in range(1, settings.epochs + 1):
             model.train()
             losses = [
-                self._step(model, optimizer, batch, generator) for batch in self._batches(training, generator)
+                self._step(model, optimizer, rows, generator) for rows in self._batches(training, generator)
             ]
             line = {
                 "epoch": epoch,
@@ -342,28 +357,27 @@ class Trainer:
             seed=self.settings.seed,
         )
 
-    def _batches(self, targets: Targets, generator: np.random.Generator) -> list[Targets]:
-        """Targets of one day together, in random order of days and within them."""
+    def _batches(self, training: np.ndarray, generator: np.random.Generator) -> list[np.ndarray]:
+        """Rows of targets of one day together, in random order of days and within them."""
         batches = []
-        for _, rows in _by(targets.day):
-            shuffled = generator.permutation(rows)
-            batches += [targets.take(part) for part in _parts(shuffled, self.settings.batch_size)]
+        for _, rows in _by(self.targets.day[training]):
+            batches += _parts(generator.permutation(training[rows]), self.settings.batch_size)
         return [batches[i] for i in generator.permutation(len(batches))]
 
     def _step(
         self,
         model: TwoTower,
         optimizer: torch.optim.Optimizer,
-        batch: Targets,
+        targets: np.ndarray,
         generator: np.random.Generator,
     ) -> float:
         import torch
 
         from models.losses import inverse_propensity_loss, softmax_loss
 
-        day, block = int(batch.day[0]), int(batch.block[0])
-        items = self.items(day, block)
-        users = self.builder.users(batch.user_idx, batch.day, self.vectors[block], self.spec)
+        batch = self.targets.take(targets)
+        items = self.items(int(batch.day[0]), int(batch.block[0]))
+        users = self.users(targets)
         user = model.user_vectors(torch.from_numpy(users.country_idx), torch.from_numpy(users.dense))
         closed = self._closed(batch, items)
         if self.settings.loss == "inverse_propensity":
@@ -423,18 +437,16 @@ class Trainer:
 
         `objective` is what stopping goes by: the log-likelihood under a softmax (steadier than hits), MRR otherwise.
         """
-        validation = self.targets.take(np.flatnonzero(self.targets.validation))
+        validation = np.flatnonzero(self.targets.validation)
         if not len(validation):
             return {"log_likelihood": 0.0, "hr_10": 0.0, "mrr": 0.0, "objective": 0.0}
         likelihood, ranks = [], []
-        for day, rows in _by(validation.day):
-            batch = validation.take(rows)
+        for day, chosen in _by(self.targets.day[validation]):
+            rows = validation[chosen]
+            batch = self.targets.take(rows)
             items = self.items(day, int(batch.block[0]))
             item = towers.item_vectors(items)
-            users = self.builder.users(
-                batch.user_idx, batch.day, self.vectors[int(batch.block[0])], self.spec
-            )
-            scores = towers.user_vectors(users) @ item.T
+            scores = towers.user_vectors(self.users(rows)) @ item.T
             own = scores[np.arange(len(rows)), batch.audiobook_idx]
             scores[self._closed(batch, items)] = -np.inf
             top = np.maximum(scores.max(axis=1), own)
