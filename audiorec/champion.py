@@ -73,6 +73,12 @@ def read_pointer(store: Store) -> tuple[str, dict[str, Any]] | None:
         return None
     try:
         plain = json.loads(data)
-        return str(plain["version"]), dict(plain["release"])
-    except (ValueError, KeyError):
-        raise Corrupt(f"{store.root}/{POINTER} is unreadable; run promote again, or delete it") from None
+        release = plain["release"]
+        date.fromisoformat(release["as_of"])
+        for named in release["manifests"].values():
+            _ = [str(named[field]) for field in ("dataset", "key", "fingerprint", "sha256")]
+        return str(plain["version"]), dict(release)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise Corrupt(
+            f"{store.root}/{POINTER} is unreadable; run promote again for the champion's date, which writes it anew"
+        ) from None

@@ -1,4 +1,4 @@
-"""The command line: `audiorec demo | run | task | status | generate | recommend | doctor | up | down`.
+"""The command line: `audiorec demo | run | task | status | generate | recommend | results | doctor | up | down`.
 
 Thin: every command is a function of a module below. Nothing heavy is imported until a command needs it.
 """
@@ -72,7 +72,7 @@ def _yesterday() -> date:
 
 
 @app.command()
-def demo(profile: Profile = "smoke", settings_file: SettingsFile = None) -> None:
+def demo(profile: Profile = "standard", settings_file: SettingsFile = None) -> None:
     """Sample tables, Airflow and MLflow, one real run of the DAG, recommendations. The services stay up."""
     with _plain_errors():
         from audiorec.simulator import preset, write_source_tables
@@ -224,16 +224,19 @@ def status(
             console.print("champion: none yet", highlight=False)
         dates = [as_of.date()] if as_of else [date.fromisoformat(key) for key in store.keys("extract")][-14:]
         table = Table(title="Results by date", title_justify="left")
-        for column in ("as_of", *CHAIN):
-            table.add_column(column)
+        states = ("done", "stale", "missing")
+        # Tasks in cells, not as columns: eleven of those leave three letters each on a usual terminal.
+        for column in ("as_of", *states):
+            table.add_column(column, min_width=10)
         for one in dates:
             resolver = Resolver(settings, one)
-            cells = []
+            found: dict[str, list[str]] = {state: [] for state in states}
             for name in CHAIN:
                 if resolver.manifest(name):
-                    cells.append("done")
+                    found["done"].append(name)
                 else:
-                    cells.append("stale" if store.versions(name, one.isoformat()) else "missing")
+                    found["stale" if store.versions(name, one.isoformat()) else "missing"].append(name)
+            cells = ["all" if len(names) == len(CHAIN) else ", ".join(names) for names in found.values()]
             table.add_row(one.isoformat(), *cells)
         console.print(table)
 
@@ -278,6 +281,24 @@ def recommend(
             f"{user_id} ({recommender.about(user_id)}), version {recommender.version} of {recommender.as_of}"
         )
         console.print(recommendation_table(caption, recommender.recommend(user_id, k)))
+
+
+@app.command()
+def results(
+    as_of: AsOf,
+    out: Annotated[Path, typer.Option(help="Folder for run.md, run.csv and run.png.")],
+    source: Annotated[str | None, typer.Option(help="Source tables, as in `run`.")] = None,
+    profile: Profile = None,
+    settings_file: SettingsFile = None,
+) -> None:
+    """Write the figures of a date's `evaluate` as a page with its command, commit, seeds and machine."""
+    with _plain_errors():
+        from audiorec.experiments.publish import publish
+
+        overrides = {} if source is None else {"source": {"uri": source}}
+        settings = _settings(settings_file, profile, **overrides)
+        page = publish(settings, as_of.date(), out, settings_file)
+        console.print(f"written: {page}", highlight=False)
 
 
 @app.command()

@@ -59,8 +59,10 @@ def show_metrics(console: Console, settings: Settings, as_of: date) -> None:
     bundle = Bundle.load(store, pointed[1])
     metrics = pd.read_csv(store.open(bundle.manifests["evaluate"], "metrics.csv"))
     metrics = metrics[metrics["panel"] == "full"]
+    judged_by = bundle.manifests["evaluate"].settings["evaluation"]
+    hit_rate, coverage = f"HR@{judged_by['hit_k']}", f"coverage@{judged_by['depth']}"
     users = (
-        int(metrics[(metrics["segment"] == "all") & (metrics["metric"] == "HR@10")]["users"].iloc[0])
+        int(metrics[(metrics["segment"] == "all") & (metrics["metric"] == hit_rate)]["users"].iloc[0])
         if len(metrics)
         else 0
     )
@@ -69,17 +71,17 @@ def show_metrics(console: Console, settings: Settings, as_of: date) -> None:
         title_justify="left",
         title_style="bold",
     )
-    for column in ("model", "HR@10", "warm", "cold", "MRR", "coverage@100"):
+    for column in ("model", hit_rate, "warm", "cold", "MRR", coverage):
         table.add_column(column, justify="left" if column == "model" else "right")
     for model in metrics["model"].unique():
         rows = metrics[metrics["model"] == model].set_index(["segment", "metric"])
-        every = rows.loc[("all", "HR@10")]
+        every = rows.loc[("all", hit_rate)]
         table.add_row(
             model,
             f"{every['value']:.3f} [{every['low']:.3f}, {every['high']:.3f}]",
-            f"{rows.loc[('warm', 'HR@10')]['value']:.3f}",
-            f"{rows.loc[('cold', 'HR@10')]['value']:.3f}",
+            f"{rows.loc[('warm', hit_rate)]['value']:.3f}",
+            f"{rows.loc[('cold', hit_rate)]['value']:.3f}",
             f"{rows.loc[('all', 'MRR')]['value']:.3f}",
-            f"{rows.loc[('all', 'coverage@100')]['value']:.1%}",
+            f"{rows.loc[('all', coverage)]['value']:.1%}",
         )
     console.print(table)

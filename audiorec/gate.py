@@ -34,6 +34,7 @@ class Candidate:
     hit_rate: float
     users: int
     insane: Sequence[str] = ()
+    metric: str = "HR@10"
 
 
 @dataclass(frozen=True)
@@ -95,16 +96,20 @@ def decide(
     earlier = list(promoted_hit_rates)[: settings.history]
     if earlier and champion is not None:
         floor = settings.min_ratio * median(earlier)
-        text = f"HR@10 {candidate.hit_rate:.4f} against {settings.min_ratio} x the median of {len(earlier)} promoted version(s), {floor:.4f}"
+        text = f"{candidate.metric} {candidate.hit_rate:.4f} against {settings.min_ratio} x the median of {len(earlier)} promoted version(s), {floor:.4f}"
         (against if candidate.hit_rate < floor else for_it).append(text)
     if champion is None:
         for_it.append("no champion yet: sanity checks alone")
     elif champion.difference is None:
-        for_it.append(f"version {champion.version} could not be compared; sanity checks and history alone")
+        text = f"version {champion.version} ({champion.as_of}) could not be compared"
+        if policy == "if_better":
+            against.append(f"{text}; promote = if_better asks for a comparison")
+        else:
+            for_it.append(f"{text}; sanity checks and history alone")
     else:
         paired = champion.difference
         text = (
-            f"HR@10 {paired.mean:+.4f} [{paired.low:+.4f}, {paired.high:+.4f}] against version {champion.version} "
+            f"{candidate.metric} {paired.mean:+.4f} [{paired.low:+.4f}, {paired.high:+.4f}] against version {champion.version} "
             f"({champion.as_of}) on {paired.users} users"
         )
         lost = paired.high < 0

@@ -26,6 +26,8 @@ MIN_EDGE_USERS = 5
 """Co-listening that rests on fewer people is never shown (ops: privacy)."""
 _CLOSE = 0.5
 """Least cosine in HGNN space at which two titles are called alike."""
+_NEW_DAYS = 90
+"""Days after its publication in which a title is called new."""
 
 
 @dataclass(frozen=True)
@@ -205,10 +207,11 @@ class Recommender:
             if len(place) and place[0] < 50 and int(local["listeners"].iloc[place[0]]) >= MIN_EDGE_USERS:
                 return f"Popular in {country}: number {place[0] + 1} of the last 30 days there."
         recent = int(self._popularity["streams_30_days"].iloc[idx])
-        if recent:
+        # A handful of plays is not popularity, and may be one person's.
+        if recent >= MIN_EDGE_USERS and int(self._popularity["listeners"].iloc[idx]) >= MIN_EDGE_USERS:
             return f"Popular now: {recent} plays in the last 30 days."
         published = self._books["published_on"].iloc[idx]
-        if pd.notna(published):
+        if pd.notna(published) and (self.as_of - pd.Timestamp(published).date()).days <= _NEW_DAYS:
             return f"New: published on {pd.Timestamp(published).date()}."
         return "From the catalogue: little is known of this title yet."
 

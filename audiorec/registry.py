@@ -15,14 +15,17 @@ from pathlib import Path
 from typing import Any
 
 import tenacity
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from audiorec import tracking
-from audiorec.errors import Unavailable
+from audiorec.errors import BadSettings, Busy, Unavailable
 from audiorec.settings import Settings
 
 CHAMPION = "champion"
 CHALLENGER = "challenger"
+_NOT_THERE = "RESOURCE_DOES_NOT_EXIST"
+_TRY_AGAIN = frozenset({429, 500, 502, 503, 504})
+"""HTTP answers of a server that is overloaded or about to come back."""
 
 
 @dataclass(frozen=True)
@@ -58,12 +61,26 @@ class Registry:
         self._client = tracking.client(settings, patient=True)
 
     @contextmanager
-    def exclusive(self) -> Iterator[None]:
-        """Alias moves have no compare-and-set in MLflow: on one machine a lock keeps them apart."""
+    def exclusive(self, wait_seconds: float = 1800) -> Iterator[None]:
+        """Alias moves have no compare-and-set in MLflow: on one machine a lock keeps them apart.
+
+        Raises:
+            Busy: not had within `wait_seconds`.
+        """
         folder = Path(self._settings.store.scratch) / "leases"
         folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / f"registry-{self.name}.lock", timeout=1800):
+        lock = FileLock(folder / f"registry-{self.name}.lock")
+        try:
+            lock.acquire(timeout=wait_seconds)
+        except Timeout:
+            raise Busy(
+                f"another process has been moving aliases of {self.name} for {wait_seconds:.0f} s (it holds {lock.lock_file}); "
+                "see which run of promote it is, then clear this task"
+            ) from None
+        try:
             yield
+        finally:
+            lock.release()
 
     def _call(self, function: Any, *arguments: Any, **named: Any) -> Any:
         """Call MLflow, trying again while it does not answer.
@@ -73,19 +90,22 @@ class Registry:
         """
         from mlflow.exceptions import MlflowException, RestException
 
+        def unanswered(error: BaseException) -> bool:
+            if isinstance(error, RestException):
+                return error.get_http_status_code() in _TRY_AGAIN
+            return isinstance(error, MlflowException)
+
         retry = tenacity.Retrying(
-            retry=tenacity.retry_if_exception(
-                lambda e: isinstance(e, MlflowException) and not isinstance(e, RestException)
-            ),
+            retry=tenacity.retry_if_exception(unanswered),
             stop=tenacity.stop_after_delay(self._settings.mlflow.timeout_seconds),
             wait=tenacity.wait_exponential(max=10),
             reraise=True,
         )
         try:
             return retry(function, *arguments, **named)
-        except RestException:
-            raise
         except MlflowException as error:
+            if not unanswered(error):
+                raise
             raise Unavailable(
                 f"MLflow at {self._settings.mlflow.uri} (mlflow.uri) did not answer for {self._settings.mlflow.timeout_seconds:.0f} s: "
                 f"{str(error).splitlines()[0][:200]}. Start it (`audiorec up`), then clear this task"
@@ -104,15 +124,25 @@ class Registry:
         return _version(found[0]) if found else None
 
     def alias(self, name: str) -> Version | None:
-        """The version that an alias points to."""
+        """The version that an alias points to.
+
+        Raises:
+            BadSettings: somebody gave the alias to a version that `promote` did not make.
+        """
         from mlflow.exceptions import RestException
 
         try:
-            return _version(self._call(self._client.get_model_version_by_alias, self.name, name))
+            entry = self._call(self._client.get_model_version_by_alias, self.name, name)
         except RestException as error:
-            if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            if error.error_code in (_NOT_THERE, "INVALID_PARAMETER_VALUE"):
                 return None
             raise
+        if "as_of" not in entry.tags:
+            raise BadSettings(
+                f"{self.name} version {entry.version} has the alias {name!r} but no tag `as_of`, so promote did not make it; "
+                "take the alias away in MLflow, or give it to a version of ours"
+            )
+        return _version(entry)
 
     def hold(self) -> str | None:
         """Who holds the alias and why, or None."""
@@ -120,7 +150,10 @@ class Registry:
 
         try:
             return self._call(self._client.get_registered_model, self.name).tags.get("hold") or None
-        except RestException:
+        except RestException as error:
+            # Any other answer is no answer: a hold that cannot be read must not count as none.
+            if error.error_code != _NOT_THERE:
+                raise
             return None
 
     def register(
@@ -155,20 +188,25 @@ class Registry:
             self._call(self._client.log_artifact, run_id, str(path), "release")
         self._call(self._client.set_terminated, run_id)
         every_tag = {"as_of": str(as_of), "fingerprint": fingerprint, **tags}
-        made = self._call(
-            self._client.create_model_version, self.name, f"runs:/{run_id}/release", run_id, tags=every_tag
-        )
-        return _version(made)
+
+        def found_or_made() -> Version:
+            # An answer that was lost on its way back must not make a second version when it is tried again.
+            return self.find(as_of, fingerprint) or _version(
+                self._client.create_model_version(
+                    self.name, f"runs:/{run_id}/release", run_id, tags=every_tag
+                )
+            )
+
+        made: Version = self._call(found_or_made)
+        return made
 
     def record_verdict(
         self, version: Version, verdict: str, policy: str, run_type: str, promoted: bool
     ) -> None:
-        """Write the verdict with its reasons on the version."""
+        """Write the verdict with its reasons on the version; the tag `verdict` last: where it is, all the rest is."""
         self._call(self._client.update_model_version, self.name, version.number, description=verdict)
-        tags = {"verdict": verdict[:5000], "policy": policy, "run_type": run_type}
-        if promoted:
-            tags["promoted"] = "true"
-        for key, value in tags.items():
+        tags = {"promoted": "true"} if promoted else {}
+        for key, value in {**tags, "policy": policy, "run_type": run_type, "verdict": verdict[:5000]}.items():
             self._call(self._client.set_model_version_tag, self.name, version.number, key, value)
 
     def point(self, alias: str, version: Version) -> None:

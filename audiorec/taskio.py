@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import resource
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import date
@@ -78,6 +80,7 @@ class Output:
     links: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     run: dict[str, Any] = field(default_factory=dict)
+    started: float = field(default_factory=time.monotonic)
     _files: dict[str, Path] = field(default_factory=dict)
 
     def path(self, name: str) -> Path:
@@ -92,6 +95,10 @@ class Output:
         print(text, flush=True)
         self.notes.append(text)
 
+    def _cost(self) -> dict[str, Any]:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+        return {"seconds": round(time.monotonic() - self.started, 1), "peak_mb": peak}
+
     def commit(self, **facts: Any) -> Manifest:
         """Make the result visible; `facts` are figures that the fingerprint determines."""
         return self.store.commit(
@@ -103,6 +110,6 @@ class Output:
             settings=self.settings,
             code=self.code,
             facts=facts,
-            run={**self.run, "notes": self.notes, "links": self.links},
+            run={**self.run, **self._cost(), "notes": self.notes, "links": self.links},
             replace=self.replace,
         )

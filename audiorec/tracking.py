@@ -41,9 +41,14 @@ class Curves:
 
 
 def client(settings: Settings, *, patient: bool) -> Any:
-    """An MLflow client; `patient` keeps trying, otherwise one quick try decides."""
-    os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "3" if patient else "0"
-    os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = "30" if patient else "5"
+    """An MLflow client that tries a request once; `patient` waits longer for its answer.
+
+    MLflow's own retries pause for seconds of their own, whatever `mlflow.timeout_seconds` says; who has to go on
+    trying (the registry) does so itself.
+    """
+    wait = min(30.0, settings.mlflow.timeout_seconds) if patient else 5.0
+    os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
+    os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = str(max(1, round(wait)))
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     from mlflow import MlflowClient

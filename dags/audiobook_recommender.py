@@ -71,18 +71,19 @@ DAG_DOC = """
 Turns the day's interaction tables into a registered, gated and reversible release: item embeddings from a
 heterogeneous GNN on the co-listening graph, a two-tower model on top, a nearest-neighbour index.
 
-**Which day.** A run is about one date, `as_of`, the last day of data (UTC). The daily run that starts at
+#### Which day
+A run is about one date, `as_of`, the last day of data (UTC). The daily run that starts at
 2026-11-24 00:00 is about 2026-11-23; a backfill of 2026-11-23 too. By hand, give `as_of` in the form; left
 empty it means the last complete day before the logical date, so an untouched form means yesterday.
 The first task, `resolve_as_of`, shows the date that the run took.
 
-**What is normal**
+#### What is normal
 - The same date again: every task says *up to date* within seconds, and no new version is made.
 - `await_sources` waits (it is *up for reschedule* in between) until the day's tables are there; it is
   skipped in backfills. After 15 minutes it alerts, and after 6 hours the run goes on with what there is.
 - `promote` may end well without a promotion: its verdict says why. The old version goes on serving.
 
-**What to click**
+#### What to click
 - *A task is red:* open its log; the last lines say what happened, what to do and which runbook. Then **Clear
   task** with *Downstream*.
 - *Another date:* **Trigger**, with `as_of`. *Many dates:* **Trigger > Backfill**; leave `as_of` empty there.
@@ -93,91 +94,74 @@ Nothing here reads "the latest" of anything, so runs of several dates may overla
 
 TASK_DOCS = {
     "resolve_as_of": """
-**What it does.** Decides which day the run is about, once; all other tasks are handed its answer.
-
-**What is normal.** A second or two, and one date in the XCom tab.
-
-**If it is red.** The run's dates contradict each other; the message says which. Trigger again with `as_of`.
+- **What it does.** Decides which day the run is about, once; all other tasks are handed its answer.
+- **What is normal.** A second or two, and one date under *Storage &gt; XCom*.
+- **If it is red.** The run's dates contradict each other; the message says which. Trigger again with `as_of`.
 """,
     "await_sources": """
-**What it does.** Looks whether the source tables have rows of the day. It holds no worker while it waits.
-
-**What is normal.** Green at once, or *up for reschedule* for a while after midnight. Skipped in
-backfills. In runs by hand it looks once and goes on, with a warning in its log.
-
-**If the tables are late.** After 15 minutes an alert `DATA-LATE` goes out; the run goes on by itself
-when they arrive, and after 6 hours without them (`validate` then judges what there is).
+- **What it does.** Looks whether the source tables have rows of the day. It holds no worker while it waits.
+- **What is normal.** Green at once, or *up for reschedule* for a while after midnight. Skipped in
+  backfills. In runs by hand it looks once and goes on, with a warning in its log.
+- **If the tables are late.** After 15 minutes an alert `DATA-LATE` goes out; the run goes on by itself
+  when they arrive, and after 6 hours without them (`validate` then judges what there is).
 """,
     "extract": """
-**What it does.** Reads the source tables into typed, deduplicated partitions, one an event day, and the
-catalogue, users and first dates beside them. What it sets aside is in `rejects`, with reason and count.
-
-**What is normal.** A new date extracts one new day; the others are found in the store.
-
-**If it is red.** `BAD-DATA` names the table and column. Mend the source, Clear with downstream.
+- **What it does.** Reads the source tables into typed, deduplicated partitions, one an event day, and the
+  catalogue, users and first dates beside them. What it sets aside is in `rejects`, with reason and count.
+- **What is normal.** A new date extracts one new day; the others are found in the store.
+- **If it is red.** `BAD-DATA` names the table and column. Mend the source, Clear with downstream.
 """,
     "validate": """
-**What it does.** Great Expectations suites on everything extracted, and drift of the day against the
-days before.
-
-**What is normal.** Warnings in the verdict: they are recorded and stop nothing.
-
-**If it is red.** `DQ-CRITICAL`: nothing was trained on these rows. Open **Data Docs** (the
-link in the log, or the button under Details), mend or set aside the rows at their source, Clear with
-downstream.
+- **What it does.** Great Expectations suites on everything extracted, and drift of the day against the
+  days before.
+- **What is normal.** Warnings in the verdict: they are recorded and stop nothing.
+- **If it is red.** `DQ-CRITICAL`: nothing was trained on these rows. Open **Data Docs** (the
+  link in the log, or the button under Details), mend or set aside the rows at their source, Clear with
+  downstream.
 """,
     "embed_text": """
-**What it does.** Sentence-BERT vectors of title and description.
-
-**What is normal.** The first date encodes the whole catalogue, later ones only new and changed titles.
+- **What it does.** Sentence-BERT vectors of title and description.
+- **What is normal.** The first date encodes the whole catalogue, later ones only new and changed titles.
 """,
     "embed_music": """
-**What it does.** Vectors of artists (or tracks) from what users listened to before the train cut.
-
-**What is normal.** Users without music get a flag and no vector.
+- **What it does.** Vectors of artists (or tracks) from what users listened to before the train cut.
+- **What is normal.** Users without music get a flag and no vector.
 """,
     "build_graph": """
-**What it does.** The co-listening graph of audiobooks and podcasts at each cut, users counted on each edge.
-
-**What is normal.** Titles without an edge stay in it; they get their embedding by induction.
+- **What it does.** The co-listening graph of audiobooks and podcasts at each cut, users counted on each edge.
+- **What is normal.** Titles without an edge stay in it; they get their embedding by induction.
 """,
     "train_hgnn": """
-**What it does.** Trains the heterogeneous GNN; embeddings of every title at every cut.
-
-**What is normal.** The longest task. One at a time, over all runs: another run's waits as *scheduled*.
-Killed and tried again it says from which checkpoint it goes on. Curves are in MLflow (button under Details).
+- **What it does.** Trains the heterogeneous GNN; embeddings of every title at every cut.
+- **What is normal.** The longest task. One at a time, over all runs: another run's waits as *scheduled*.
+  Killed and tried again it says from which checkpoint it goes on. Curves are in MLflow (button under Details).
 """,
     "train_two_tower": """
-**What it does.** Trains the user tower and the audiobook tower, with and without the HGNN's vectors.
-
-**What is normal.** One at a time, over all runs. Curves are in MLflow (button under Details).
+- **What it does.** Trains the user tower and the audiobook tower, with and without the HGNN's vectors.
+- **What is normal.** One at a time, over all runs. Curves are in MLflow (button under Details).
 """,
     "evaluate": """
-**What it does.** Judges the weights on the hold-out: HR@10, MRR, coverage, tail, in two panels, beside
-popularity.
-
-**What is normal.** Segments under 200 users are shown and not judged.
+- **What it does.** Judges the weights on the hold-out: HR@10, MRR, coverage, tail, in two panels, beside
+  popularity.
+- **What is normal.** Segments under 200 users are shown and not judged.
 """,
     "refresh": """
-**What it does.** The judged weights on everything known at `as_of`: item vectors, user features, popularity.
+- **What it does.** The judged weights on everything known at `as_of`: item vectors, user features, popularity.
 """,
     "build_index": """
-**What it does.** The nearest-neighbour index; its recall against exact search is measured.
-
-**If it is red.** Recall below the limit: the index's settings do not suit the catalogue (`[index]`).
+- **What it does.** The nearest-neighbour index; its recall against exact search is measured.
+- **If it is red.** Recall below the limit: the index's settings do not suit the catalogue (`[index]`).
 """,
     "promote": """
-**What it does.** Registers the version in MLflow, scores it against the champion and moves the alias, or not.
-
-**What is normal.** *Not promoted* with a reason: the old version goes on serving. Backfills register
-only. It runs again even if all else is up to date, because the champion may have changed.
+- **What it does.** Registers the version in MLflow, scores it against the champion and moves the alias, or not.
+- **What is normal.** *Not promoted* with a reason: the old version goes on serving. Backfills register
+  only. It runs again even if all else is up to date, because the champion may have changed.
 """,
     "receipt": """
-**What it does.** Checks that every task left a manifest of the run's date, and sums the run up (XCom
-tab, log).
-
-**If it is red** and all else is green: `NO-RECEIPT`, a task was skipped or marked by hand. Clear that
-task with downstream. Red after a red task is only its echo.
+- **What it does.** Checks that every task left a manifest of the run's date, and sums the run up (*Storage &gt; XCom*,
+  tab, log).
+- **If it is red** and all else is green: `NO-RECEIPT`, a task was skipped or marked by hand. Clear that
+  task with downstream. Red after a red task is only its echo.
 """,
 }
 

@@ -12,6 +12,7 @@ from typing import Literal, cast
 
 import numpy as np
 import pandas as pd
+from pydantic import ValidationError
 
 from audiorec import champion as released
 from audiorec import text
@@ -26,7 +27,7 @@ from audiorec.fingerprint import digest
 from audiorec.gate import Candidate, Champion, RunType, Verdict, decide
 from audiorec.judging import ArtistVectors, load_towers, make_builder, towers_ranker
 from audiorec.registry import CHALLENGER, CHAMPION, Registry, Version
-from audiorec.settings import Graph, PromotePolicy, Settings, Text
+from audiorec.settings import Graph, Music, PromotePolicy, Settings, Text
 from audiorec.store import Manifest
 from audiorec.taskio import Inputs, Output
 from models.metrics import Interval, hit_rate_at_k, paired_bootstrap_interval
@@ -46,17 +47,14 @@ def run(settings: Settings, inputs: Inputs, out: Output) -> Manifest:
     registry = Registry(settings)
     with registry.exclusive():
         there = registry.find(inputs.as_of, fingerprint)
-        if (
-            there is not None
-            and "verdict" in there.tags
-            and (there.promoted or there.tags["policy"] == policy)
-        ):
-            out.run["state"], out.run["verdict"] = (
-                "up_to_date",
-                f"version {there.number} {there.tags['verdict']}",
-            )
-            print(f"version {there.number} of {inputs.as_of} is registered already: {there.tags['verdict']}")
-            return out.commit(counts={}, version_fingerprint=fingerprint)
+        if there is not None and _keeps_its_verdict(there, policy, run_type, again=out.replace):
+            serving = registry.alias(CHAMPION)
+            if serving is not None and serving.number == there.number:
+                # A lost or damaged pointer is mended here: nobody else writes one.
+                released.write_pointer(out.store, there.number, release)
+            out.run["state"] = "up_to_date"
+            print(f"version {there.number} of {inputs.as_of} is registered already")
+            return _said(settings, registry, out, there, there.tags["verdict"], fingerprint)
         candidate = _candidate(settings, inputs)
         version = there or registry.register(
             inputs.as_of,
@@ -81,7 +79,27 @@ def run(settings: Settings, inputs: Inputs, out: Output) -> Manifest:
         elif run_type != "backfill" and not candidate.insane and not version.rejected:
             registry.point(CHALLENGER, version)
         registry.record_verdict(version, verdict.line(), policy, run_type, verdict.promoted)
-    out.run["verdict"] = f"version {version.number} {verdict.line()}"
+    return _said(settings, registry, out, version, verdict.line(), fingerprint)
+
+
+def _keeps_its_verdict(version: Version, policy: str, run_type: str, again: bool) -> bool:
+    """Whether there is nothing to judge: promoted once, or judged under the same policy.
+
+    A backfill only registers, so the first other run judges the version after it. `again` (`--force`) judges
+    anew what was not promoted, after a hold that has ended, say.
+    """
+    if "verdict" not in version.tags:
+        return False
+    only_registered = version.tags["run_type"] == "backfill" and run_type != "backfill"
+    judged = version.tags["policy"] == policy and not only_registered
+    return version.promoted or (judged and not again)
+
+
+def _said(
+    settings: Settings, registry: Registry, out: Output, version: Version, verdict: str, fingerprint: str
+) -> Manifest:
+    """Say the verdict in the log, in the result and in run.json, and commit what the inputs determine."""
+    out.run["verdict"] = f"version {version.number} {verdict}"
     out.run["version"] = version.number
     out.links["MLflow version"] = f"{settings.mlflow.uri}/#/models/{registry.name}/versions/{version.number}"
     print(out.run["verdict"])
@@ -118,7 +136,7 @@ def _candidate(settings: Settings, inputs: Inputs) -> Candidate:
         insane.append("no user of the hold-out could be judged; is the hold-out empty?")
     elif hit_rate == 0.0:
         insane.append(f"HR@{settings.evaluation.hit_k} is 0 on {len(known)} users")
-    return Candidate(inputs.as_of, hit_rate, len(known), insane)
+    return Candidate(inputs.as_of, hit_rate, len(known), insane, f"HR@{settings.evaluation.hit_k}")
 
 
 def _candidate_ranks(inputs: Inputs) -> pd.DataFrame:
@@ -142,8 +160,11 @@ def _judge(
             [f"version {version.number} was rejected by a rollback and is never eligible again"],
         )
     serving = registry.alias(CHAMPION)
+    if serving is not None and serving.number == version.number and not candidate.insane:
+        # A run that was killed after it moved the alias, or a person, made it so.
+        return Verdict(True, "promoted", ["it is the champion already"])
     champion = None
-    if serving is not None and serving.number != version.number:
+    if serving is not None:
         difference = None
         if serving.as_of < candidate.as_of and not candidate.insane and policy != "never":
             difference = _difference(settings, inputs, serving)
@@ -169,7 +190,8 @@ def _difference(settings: Settings, inputs: Inputs, serving: Version) -> Interva
     try:
         bundle = released.Bundle.load(inputs.store, serving.release)
         theirs = _champion_hits(settings, inputs, bundle)
-    except AudiorecError as error:
+    except (AudiorecError, ValidationError) as error:
+        # ValidationError: its settings are of a code that knew other ones.
         print(
             f"warning: champion version {serving.number} cannot be scored on {inputs.as_of}: {error}",
             flush=True,
@@ -187,7 +209,9 @@ def _champion_hits(settings: Settings, inputs: Inputs, bundle: released.Bundle) 
     """1 or 0 a user of the candidate's hold-out: the champion's judged weights at the candidate's split."""
     store, theirs = inputs.store, bundle.manifests
     all_cuts = cuts(inputs.as_of, settings.time)
-    extract = load_extract(settings, inputs)
+    # What a music vector stands for (artist or track) is the champion's to say; nothing else here reads it.
+    its_music = Music(**theirs["embed_music"].settings["music"])
+    extract = load_extract(settings.model_copy(update={"music": its_music}), inputs)
     hold_out = make_hold_out(extract, all_cuts, settings.evaluation)
     towers = load_towers(store, theirs["train_two_tower"], MODEL)
     vectors = _champion_vectors(inputs, bundle, extract, all_cuts.judge, towers.spec.config.window_days)

@@ -1,0 +1,87 @@
+"""A run's figures as a page under `docs/results/`, with all that is needed to get them again."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+from datetime import date
+from pathlib import Path
+
+import psutil
+
+from audiorec.chain import CHAIN
+from audiorec.runner import Resolver
+from audiorec.settings import Settings
+from audiorec.store import RUN
+
+
+def publish(settings: Settings, as_of: date, out: Path, settings_file: Path | None) -> Path:
+    """Write `run.md`, `run.csv` and `run.png` of the date's `evaluate` result into `out`; returns the page.
+
+    Raises:
+        BadSettings: there is no result of this date, with these settings and this code.
+    """
+    resolver = Resolver(settings, as_of)
+    evaluated = resolver.need("evaluate")
+    store = resolver.store
+    out.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(store.open(evaluated, "metrics.csv"), out / "run.csv")
+    shutil.copyfile(store.open(evaluated, "metrics.png"), out / "run.png")
+    named = f" SETTINGS={settings_file}" if settings_file else ""
+    lines = [
+        f"# A run of {as_of}",
+        "",
+        store.open(evaluated, "report.md").read_text(encoding="utf-8"),
+        "![HR@10 with 95% intervals](run.png)",
+        "",
+        "All figures in long form: [run.csv](run.csv). Intervals are bootstrapped over users, one seed a model.",
+        "",
+        "| | |",
+        "|---|---|",
+        f"| command | `make run SOURCE=... AS_OF={as_of}{named}` |",
+        f"| code | commit `{_commit()}` |",
+        f"| profile, seeds | {settings.profile}; hgnn {settings.hgnn.seed}, two_tower {settings.two_tower.seed}, "
+        f"evaluation {settings.evaluation.seed} |",
+        f"| machine | {_processor()}, {os.cpu_count()} cores, {psutil.virtual_memory().total / 2**30:.0f} GiB, "
+        f"Python {platform.python_version()} |",
+        "",
+        "| task | seconds | peak MiB | counts |",
+        "|---|---:|---:|---|",
+    ]
+    for name in CHAIN:
+        manifest = resolver.manifest(name)
+        if manifest is None:
+            continue
+        path = f"{store.folder(manifest.dataset, manifest.key, manifest.fingerprint)}/{RUN}"
+        run = json.loads(store.fs.cat_file(path)) if store.fs.exists(path) else {}
+        counts = ", ".join(
+            f"{key} {value:,}" for key, value in list(manifest.facts.get("counts", {}).items())[:5]
+        )
+        lines.append(f"| {name} | {run.get('seconds', '')} | {run.get('peak_mb', '')} | {counts} |")
+    page = out / "run.md"
+    page.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return page
+
+
+def _commit() -> str:
+    try:
+        found = subprocess.run(
+            ["git", "describe", "--always", "--dirty"],
+            capture_output=True,
+            text=True,
+            check=True,
+            cwd=Path(__file__).parent,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return found.stdout.strip()
+
+
+def _processor() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []:
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.processor() or "unknown processor"
