@@ -64,7 +64,7 @@ class Checkpoint:
             with safe_open(self._path, framework="pt") as file:
                 record = json.loads(file.metadata()[_RECORD])
                 return {key: file.get_tensor(key) for key in file.keys()}, record  # noqa: SIM118 - not a dict
-        except (SafetensorError, KeyError, ValueError) as error:
+        except (SafetensorError, KeyError, TypeError, ValueError) as error:
             aside = self._path.with_suffix(".unreadable")
             shutil.move(self._path, aside)
             print(

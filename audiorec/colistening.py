@@ -80,8 +80,9 @@ def _chosen_rows(
             keep &= row != column
         row, column, together = row[keep], column[keep], together[keep]
         if settings.rule == "top_k":
-            expected = degree_left[row] * degree_right[column] / max(users, 1)
-            lift = together / (expected + settings.shrinkage)
+            # together / (degree * degree / users + shrinkage), with one division, so that equal lifts are equal numbers.
+            expected = degree_left[row] * degree_right[column] + settings.shrinkage * max(users, 1)
+            lift = together * float(max(users, 1)) / expected
             order = np.lexsort((column, -lift, row))
             row, column, together = row[order], column[order], together[order]
             rank = np.arange(len(row)) - np.searchsorted(row, row)

@@ -95,7 +95,7 @@ Nothing here reads "the latest" of anything, so runs of several dates may overla
 TASK_DOCS = {
     "resolve_as_of": """
 - **What it does.** Decides which day the run is about, once; all other tasks are handed its answer.
-- **What is normal.** A second or two, and one date under *Storage &gt; XCom*.
+- **What is normal.** A second or two, and one date under *Storage > XCom*.
 - **If it is red.** The run's dates contradict each other; the message says which. Trigger again with `as_of`.
 """,
     "await_sources": """
@@ -158,8 +158,8 @@ TASK_DOCS = {
   only. It runs again even if all else is up to date, because the champion may have changed.
 """,
     "receipt": """
-- **What it does.** Checks that every task left a manifest of the run's date, and sums the run up (*Storage &gt; XCom*,
-  tab, log).
+- **What it does.** Checks that every task left a manifest of the run's date, and sums the run up (log, and
+  *Storage > XCom*).
 - **If it is red** and all else is green: `NO-RECEIPT`, a task was skipped or marked by hand. Clear that
   task with downstream. Red after a red task is only its echo.
 """,

@@ -188,9 +188,9 @@ def test_a_truncated_file_or_manifest_is_detected(kept: int, tmp_path: Path):
     manifest = commit(store)
     for path in (store.open(manifest, "sub/table.parquet"), folder_of(store) / MANIFEST):
         path.write_bytes(path.read_bytes()[:kept])
-    with pytest.raises(Corrupt, match="has sha256 .* its manifest promises"):
+    with pytest.raises(Corrupt, match=r"has sha256 .* its manifest promises"):
         store.open(manifest, "sub/table.parquet")
-    with pytest.raises(Corrupt, match="not a readable manifest|has other bytes than were written"):
+    with pytest.raises(Corrupt, match=r"not a readable manifest|has other bytes than were written"):
         find(store)
 
 

@@ -81,7 +81,11 @@ def test_popularity_equals_the_reference(name: str, tmp_path: Path, monkeypatch:
     hold_out = make_hold_out(extract, all_cuts, settings.evaluation)
     no_artists = np.zeros((len(extract.artists), 1), np.float32)
     builder = FeatureBuilder(
-        extract, FeatureConfig(window_days="all"), no_artists, np.zeros(len(no_artists), bool), all_cuts.first_day
+        extract,
+        FeatureConfig(window_days="all"),
+        no_artists,
+        np.zeros(len(no_artists), bool),
+        all_cuts.first_day,
     )
 
     def ranks(counts: np.ndarray) -> np.ndarray:

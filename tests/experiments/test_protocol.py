@@ -18,7 +18,14 @@ from small_source import empty_tables, settings_for, write_flat
 from audiorec.catalogue import load_extract
 from audiorec.cuts import cuts
 from audiorec.experiments import protocol
-from audiorec.experiments.protocol import HoldOut, best_window, judge, make_hold_out, popularity_ranker, summarise
+from audiorec.experiments.protocol import (
+    HoldOut,
+    best_window,
+    judge,
+    make_hold_out,
+    popularity_ranker,
+    summarise,
+)
 from audiorec.experiments.report import metrics_table, plot_metrics
 from audiorec.runner import run_task
 from audiorec.settings import Evaluation
@@ -43,10 +50,17 @@ def small(tmp_path_factory: pytest.TempPathFactory):
     con = empty_tables()
     con.execute("INSERT INTO tracks (track_id) VALUES ('t1')")
     con.execute("INSERT INTO podcasts (podcast_id) VALUES ('p1')")
-    published = {"b3": "NULL", "b4": "DATE '2026-01-16'", "b5": "DATE '2026-01-17'", "b6": "DATE '2026-01-18'"}
+    published = {
+        "b3": "NULL",
+        "b4": "DATE '2026-01-16'",
+        "b5": "DATE '2026-01-17'",
+        "b6": "DATE '2026-01-18'",
+    }
     for title in TITLES:
         day = published.get(title, "DATE '2025-01-01'")
-        con.execute(f"INSERT INTO audiobooks (audiobook_id, title, published_on) VALUES ('{title}', 'T', {day})")
+        con.execute(
+            f"INSERT INTO audiobooks (audiobook_id, title, published_on) VALUES ('{title}', 'T', {day})"
+        )
     # Streams of the window: b1 5, b2 3, b3 1, b6 1; ten together. u1 is one of those of b1.
     streams = [("u1", "b1", "2026-01-06")]
     streams += [(f"x{n}", "b1", "2026-01-10") for n in range(4)]
@@ -63,7 +77,9 @@ def small(tmp_path_factory: pytest.TempPathFactory):
     streams += [("u4", "b7", "2026-01-19"), ("u5", "b1", "2026-01-16"), ("u6", "b5", "2026-01-18")]
     streams += [("x3", "b2", "2026-01-21")]  # after as_of
     for user, title, day in streams:
-        con.execute(f"INSERT INTO audiobook_events VALUES ('{user}', '{title}', 'stream', '{day} 00:00:00', 100)")
+        con.execute(
+            f"INSERT INTO audiobook_events VALUES ('{user}', '{title}', 'stream', '{day} 00:00:00', 100)"
+        )
     # Too short to count: x3 has nothing in the hold-out.
     con.execute("INSERT INTO audiobook_events VALUES ('x3', 'b3', 'stream', '2026-01-17 10:00', 29)")
     settings = settings_for(
@@ -130,31 +146,36 @@ def test_ranks_by_hand(hold_out: HoldOut):
 
 def test_figures_by_hand(hold_out: HoldOut):
     settings = Evaluation(hit_k=4, depth=5, bootstrap=50, min_segment_users=2)
-    judgements = {"by id": judge(hold_out, in_order_of_id, 5), "b8 first": judge(hold_out, lambda rows: -in_order_of_id(rows), 5)}
-    table = summarise(hold_out, judgements, settings, "b8 first").set_index(["panel", "model", "segment", "metric"])
+    judgements = {
+        "by id": judge(hold_out, in_order_of_id, 5),
+        "b8 first": judge(hold_out, lambda rows: -in_order_of_id(rows), 5),
+    }
+    table = summarise(hold_out, judgements, settings, "b8 first").set_index(
+        ["panel", "model", "segment", "metric"]
+    )
 
     def value(panel: str, segment: str, metric: str, model: str = "by id") -> tuple[float, int]:
         row = table.loc[(panel, model, segment, metric)]
         return pytest.approx(float(row["value"])), int(row["users"])
 
     # Known: u1 1, u3 4, u4 5 (u2 left out), u5 1 apart. Within 4: u1 and u3.
-    assert (2 / 3, 3) == value("known", "all", "HR@4")
-    assert (1.0, 1) == value("known", "warm", "HR@4")
-    assert (1 / 2, 2) == value("known", "cold", "HR@4")
-    assert (1.0, 1) == value("known", "none", "HR@4")
-    assert ((1 + 1 / 4 + 1 / 5) / 3, 3) == value("known", "all", "MRR")
+    assert value("known", "all", "HR@4") == (2 / 3, 3)
+    assert value("known", "warm", "HR@4") == (1.0, 1)
+    assert value("known", "cold", "HR@4") == (1 / 2, 2)
+    assert value("known", "none", "HR@4") == (1.0, 1)
+    assert value("known", "all", "MRR") == ((1 + 1 / 4 + 1 / 5) / 3, 3)
     # Full: u1 1, u2 4, u3 5, u4 not within 5.
-    assert (2 / 4, 4) == value("full", "all", "HR@4")
-    assert ((1 + 1 / 4 + 1 / 5 + 0) / 4, 4) == value("full", "all", "MRR")
-    assert (2 / 4, 4) == value("full", "all", "tail HR@4")
+    assert value("full", "all", "HR@4") == (2 / 4, 4)
+    assert value("full", "all", "MRR") == ((1 + 1 / 4 + 1 / 5 + 0) / 4, 4)
+    assert value("full", "all", "tail HR@4") == (2 / 4, 4)
     # u5, the only user without history, has no tail title.
     assert int(table.loc[("full", "by id", "none", "tail HR@4")]["users"]) == 0
     assert np.isnan(table.loc[("full", "by id", "none", "tail HR@4")]["value"])
     # Coverage of the first five: known b1 b2 b3 b6 b8 of 5; full b1 b2 b3 b4 b6 and b7 (by u1) of 7.
-    assert (5 / 5, 3) == value("known", "all", "coverage@5")
-    assert (6 / 7, 4) == value("full", "all", "coverage@5")
+    assert value("known", "all", "coverage@5") == (5 / 5, 3)
+    assert value("full", "all", "coverage@5") == (6 / 7, 4)
     # The other ranker: b8 b7 b6 b4 b3 in full. u1's b2 is sixth, u2's b4 fourth, u3's b6 third, u4's b8 first.
-    assert (3 / 4, 4) == value("full", "all", "HR@4", "b8 first")
+    assert value("full", "all", "HR@4", "b8 first") == (3 / 4, 4)
     assert table.loc[("full", "by id", "all", "HR@4")]["difference"] == pytest.approx(2 / 4 - 3 / 4)
     assert table.loc[("full", "b8 first", "all", "HR@4")]["difference"] == 0
     # A segment of one user is shown and not judged.
@@ -217,7 +238,9 @@ def test_a_random_ranker_scores_what_chance_gives(larger: HoldOut):
     candidates = larger.candidates["full"]
     left = (candidates[None, :] & ~streamed).sum(axis=1)
     wanted = relevant.getnnz(axis=1)
-    chance = np.array([1 - comb(int(n - m), 10) / comb(int(n), 10) for n, m in zip(left, wanted, strict=True)])
+    chance = np.array(
+        [1 - comb(int(n - m), 10) / comb(int(n), 10) for n, m in zip(left, wanted, strict=True)]
+    )
     generator = np.random.default_rng(5)
     hits = [
         np.mean((judgement.ranks["full"] >= 1) & (judgement.ranks["full"] <= 10))
@@ -231,9 +254,15 @@ def test_a_random_ranker_scores_what_chance_gives(larger: HoldOut):
 
 @given(seed=st.integers(0, 10**6), ties=st.booleans())
 @hypothesis_settings(
-    max_examples=25, deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=25,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
-def test_nobody_is_ever_shown_what_they_streamed_or_what_no_panel_holds(seed: int, ties: bool, larger: HoldOut):
+def test_nobody_is_ever_shown_what_they_streamed_or_what_no_panel_holds(
+    seed: int, ties: bool, larger: HoldOut
+):
     titles_ = len(larger.tier)
     generator = np.random.default_rng(seed)
     scores = generator.random((len(larger.users), titles_))
@@ -264,7 +293,9 @@ def test_ranking_in_chunks_changes_nothing(larger: HoldOut, monkeypatch: pytest.
 def test_the_known_panel_never_asks_for_more_users_or_titles_than_the_full_one(larger: HoldOut):
     known, full = larger.candidates["known"], larger.candidates["full"]
     assert (known <= full).all() and known.sum() < full.sum()
-    assert (larger.panel_relevant("known").getnnz(axis=1) <= larger.panel_relevant("full").getnnz(axis=1)).all()
+    assert (
+        larger.panel_relevant("known").getnnz(axis=1) <= larger.panel_relevant("full").getnnz(axis=1)
+    ).all()
     assert (larger.panel_relevant("full").getnnz(axis=1) > 0).all()
     assert larger.relevant.multiply(larger.streamed).nnz == 0, "what was streamed before is never relevant"
 

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import fsspec
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -119,6 +120,32 @@ def test_two_processes_at_once_give_one_result(tiny_chain: Chain, tiny: Any, tmp
         if name.split("/")[0] in ("extract", INTERACTIONS)
     }
     assert manifests_of(tmp_path / "store") == expected, "and it is what one process alone makes"
+
+
+def test_a_store_that_is_no_folder_gets_the_same_manifests(tiny_chain: Chain, tiny: Any, tmp_path: Path):
+    """fsspec's file system in memory stands for s3://: the same code, another address."""
+    filesystem = fsspec.filesystem("memory")
+    filesystem.store.clear()
+    tasks = ("extract", "embed_music", "build_graph")
+    settings = tiny.settings(
+        Path(tiny_chain.settings.source.uri), tmp_path, store={"uri": "memory://bucket/store"}
+    )
+    try:
+        tiny.run(settings, tasks=tasks)
+        found = {
+            path.removeprefix("/bucket/store/"): filesystem.cat_file(path)
+            for path in filesystem.find("/bucket/store")
+            if path.endswith(MANIFEST)
+        }
+        assert {r["state"] for r in tiny.run(settings, tasks=tasks).results.values()} == {"up_to_date"}
+    finally:
+        filesystem.store.clear()
+    expected = {
+        name: data
+        for name, data in manifests_of(store_of(tiny_chain)).items()
+        if name.split("/")[0] in (*tasks, INTERACTIONS)
+    }
+    assert found == expected
 
 
 # --- what lies after as_of ------------------------------------------------------------------------------

@@ -315,7 +315,9 @@ def test_a_graph_that_holds_the_target_days_turns_it_red(
     def leaked(world: World) -> World:
         relations = cut_relations(world.extract, judge, tiny_chain.settings.graph)
         edges = {edge_type: relations[f"{edge_type[0]}_{edge_type[2]}"] for edge_type in EDGE_TYPES}
-        hgnn = embed_cut(model, text, {kind: Csr(found.indptr, found.indices) for kind, found in edges.items()})
+        hgnn = embed_cut(
+            model, text, {kind: Csr(found.indptr, found.indices) for kind, found in edges.items()}
+        )
         vectors = replace(world.vectors, audiobook_hgnn=hgnn["audiobook"], podcast_hgnn=hgnn["podcast"])
         return replace(world, vectors=vectors, builders={})
 
