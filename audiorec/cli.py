@@ -27,7 +27,8 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-console = Console()
+# In a log there is no window to fit: a fixed width keeps tables whole.
+console = Console(width=None if sys.stdout.isatty() else 118)
 errors = Console(stderr=True)
 
 DAG_ID = "audiobook_recommender"

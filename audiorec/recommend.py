@@ -216,8 +216,12 @@ class Recommender:
         return "From the catalogue: little is known of this title yet."
 
     def example_users(self) -> dict[str, str | None]:
-        """A user of each kind, by what is known of them: warm, music and podcasts only, nothing but demographics."""
-        warm = set(self._history.index[self._history["item_type"] == "audiobook"]) | set(self._streamed.index)
+        """A user of each kind: warm, one who ever touched music and podcasts only, one who never did anything.
+
+        Warm and seen are over all history, as in the protocol: a user whose last event lies before the window is no
+        user without any. The first two have something in the window, for reasons to name.
+        """
+        warm = set(self._users.index[self._users["warm"]])
         podcast = set(self._history.index[self._history["item_type"] == "podcast"])
         # The music flag is a scaled column; its raw value is 1 where a music vector exists.
         spec, width = self._towers.spec, self._towers.spec.config.music_dimensions
@@ -226,19 +230,19 @@ class Recommender:
             > 0.5
         )
         has_music = set(np.flatnonzero(flag))
-        silent = self._users.index[self._users["country"].notna() & self._users["birth_year"].notna()]
+        described = self._users["country"].notna() & self._users["birth_year"].notna()
+        nothing = self._users.index[described & ~self._users["seen"]]
         counts = self._history.groupby(level=0).size()
 
         def busiest(rows: set[Any]) -> str | None:
             kept = counts[counts.index.isin(rows)].sort_values(ascending=False, kind="stable")
             return self._users["user_id"].iloc[int(kept.index[0])] if len(kept) else None
 
-        nothing = [row for row in silent if row not in warm and row not in podcast and row not in has_music]
         return {
             "a warm user": busiest(warm),
             "a user who knows only music and podcasts": busiest((podcast & has_music) - warm),
             "a user with nothing but a country and an age": self._users["user_id"].iloc[nothing[0]]
-            if nothing
+            if len(nothing)
             else None,
         }
 

@@ -66,10 +66,11 @@ def run(settings: Settings, inputs: Inputs, out: Output) -> Manifest:
     user_idx = np.arange(len(extract.users))
     users = builder.users(user_idx, np.full(len(user_idx), day), vectors, towers.spec)
     np.save(out.path("user_features.npy"), users.dense, allow_pickle=False)
-    extract.users[["user_id", "country", "birth_year"]].assign(country_idx=users.country_idx).to_parquet(
-        out.path("users.parquet"), index=False
-    )
-    active = np.flatnonzero(extract.first_seen_day < day)
+    seen, warm = extract.first_seen_day < day, extract.first_signal_day < day
+    extract.users[["user_id", "country", "birth_year"]].assign(
+        country_idx=users.country_idx, seen=seen, warm=warm
+    ).to_parquet(out.path("users.parquet"), index=False)
+    active = np.flatnonzero(seen)
     sample = (
         active[np.linspace(0, len(active) - 1, min(len(active), _SAMPLE_QUERIES)).astype(int)]
         if len(active)

@@ -18,6 +18,7 @@ import torch
 
 # A second thread gains nothing on tables this small, and equal bytes are promised for equal threads only.
 torch.set_num_threads(1)
+_SCREENSHOTS = os.environ.get("AUDIOREC_SCREENSHOTS")
 # Settings of whoever runs the tests must not reach them.
 for _name in [name for name in os.environ if name.startswith("AUDIOREC_")]:
     del os.environ[_name]
@@ -177,3 +178,12 @@ def tiny_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_chain(tiny_source: Path, tmp_path_factory: pytest.TempPathFactory) -> Chain:
     """The tasks of `TINY_TASKS`, run once."""
     return run_chain(tiny_settings(tiny_source, tmp_path_factory.mktemp("tiny_chain")))
+
+
+@pytest.fixture(scope="session")
+def screenshots(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Folders where screenshots go: one of pytest's own, and the one that AUDIOREC_SCREENSHOTS names."""
+    folders = [tmp_path_factory.mktemp("screenshots"), *([Path(_SCREENSHOTS)] if _SCREENSHOTS else [])]
+    for folder in folders:
+        folder.mkdir(parents=True, exist_ok=True)
+    return folders

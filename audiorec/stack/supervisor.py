@@ -78,6 +78,7 @@ class Supervisor:
         me = Identity.of(os.getpid())
         assert me is not None
         self.state = State(plan["stack_id"], asdict(me), plan["configuration"], "preparing")
+        self.patience: float = plan.get("patience_seconds", PATIENCE_SECONDS)
         self.stopping = False
 
     def run(self) -> int:
@@ -213,7 +214,7 @@ class Supervisor:
             family = psutil.Process().children(recursive=True)
             known = [service.identity for service in self.services if service.identity]
             leaders = [process for identity in known if (process := identity.process())]
-            killed = end(leaders, PATIENCE_SECONDS)
+            killed = end(leaders, self.patience)
             for process in killed:
                 print(f"process {process.pid} did not end when asked and was killed", flush=True)
             for process in family:

@@ -24,6 +24,7 @@ from audiorec import launcher
 calls = []
 
 def run_task(task, as_of, settings, **options):
+    del options["emit"]
     calls.append([task, str(as_of), options])
     return launcher.TaskResult(task, str(as_of), "done", f"m/{task}", f"fp-{task}", {"rows": 3}, "fine")
 
@@ -79,32 +80,17 @@ def test_a_run_by_hand_gives_every_task_its_date_and_params(run_dag):
             assert ran[task][1] == {**common, "extract": "fp-extract"}
 
 
-def test_a_backfill_is_about_its_own_day_and_does_not_wait(run_dag):
+def test_a_backfill_is_about_its_own_day_does_not_wait_and_needs_a_receipt(run_dag):
+    """Two things in one run, because a run takes Airflow some ten seconds."""
     answer = run_dag(
         """
-        from airflow.utils.types import DagRunType
-        import airflow.sdk.definitions.dag as sdk_dag
         import audiorec.dates as dates
 
         # dag.test makes manual runs only; a backfill's facts are put in their place.
         day = datetime(2026, 11, 20, tzinfo=timezone.utc)
         facts = dates.RunFacts("backfill", day, day, day + timedelta(days=1), day + timedelta(days=1))
         dates.RunFacts.from_dag_run = classmethod(lambda cls, dag_run: facts)
-        run = dag.test(logical_date=datetime(2026, 11, 25, 10, tzinfo=timezone.utc))
-        """
-    )
-    assert answer["state"] == "success"
-    assert answer["tasks"].pop("await_sources") == "skipped"
-    assert set(answer["tasks"].values()) == {"success"}  # the skip does not spread
-    assert {as_of for _, as_of, _ in answer["calls"]} == {"2026-11-20"}
-    assert {options["run_type"] for _, _, options in answer["calls"]} == {"backfill"}
 
-
-def test_the_untouched_form_means_yesterday_waits_for_nothing_and_needs_a_receipt(run_dag):
-    """Three things in one run, because a run takes Airflow ten seconds."""
-    answer = run_dag(
-        """
-        READY = False
         whole = launcher.run_task
         def partly(task, *args, **options):
             result = whole(task, *args, **options)
@@ -112,14 +98,15 @@ def test_the_untouched_form_means_yesterday_waits_for_nothing_and_needs_a_receip
                 return result
             return launcher.TaskResult(task, result.as_of, "done", None, "fp")
         launcher.run_task = partly
-        run = dag.test(logical_date=datetime(2026, 11, 24, 12, tzinfo=timezone.utc))
+        run = dag.test(logical_date=datetime(2026, 11, 25, 10, tzinfo=timezone.utc))
         """
     )
-    assert {as_of for _, as_of, _ in answer["calls"]} == {"2026-11-23"}
-    assert answer["tasks"]["await_sources"] == "success"  # the tables are not there; a run by hand goes on
+    assert answer["tasks"].pop("await_sources") == "skipped"
     assert answer["tasks"].pop("receipt") == "failed"  # evaluate left no manifest
-    assert set(answer["tasks"].values()) == {"success"}
+    assert set(answer["tasks"].values()) == {"success"}  # the skip does not spread
     assert answer["state"] == "failed"
+    assert {as_of for _, as_of, _ in answer["calls"]} == {"2026-11-20"}
+    assert {options["run_type"] for _, _, options in answer["calls"]} == {"backfill"}
 
 
 def test_dag_id_is_the_one_that_the_command_line_talks_to():

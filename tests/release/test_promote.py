@@ -33,7 +33,7 @@ from models.metrics import hit_rate_at_k, paired_bootstrap_interval
 from tasks import promote
 
 if TYPE_CHECKING:
-    Releases = Any
+    from conftest import Releases
 
 
 @dataclass

@@ -1,0 +1,97 @@
+"""What the tests of this folder know of the services that they share."""
+
+from __future__ import annotations
+
+import json
+import socket
+from dataclasses import dataclass, field
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from audiorec.settings import Settings
+from audiorec.stack.client import AirflowClient, Run
+from audiorec.stack.layout import DAG_ID, Login
+from audiorec.stack.watch import watch
+from audiorec.store import Manifest, Store
+
+FIRST_DAY = date(2026, 11, 18)
+"""The date of the first run: five days before the tables end, so that later ones can follow."""
+
+KILLED_EPOCHS = 40
+"""Epochs of the profile `standard` here: long enough for a checkpoint and a kill; `smoke` has four."""
+
+
+@dataclass
+class Services:
+    """The running services, and what tests ask them."""
+
+    settings: Settings
+    settings_file: Path
+    airflow: str
+    account: Login
+    client: AirflowClient
+    runs: dict[str, str] = field(default_factory=dict)
+    """Ids of the runs that several tests look at, by the name that the tests give them."""
+
+    @property
+    def store(self) -> Store:
+        return Store(self.settings.store.uri, self.settings.store.scratch)
+
+    def wait(self, run_id: str, seconds: float = 240) -> Run:
+        return watch(self.client, DAG_ID, run_id, timeout_seconds=seconds)
+
+    def states(self, run_id: str) -> dict[str, str | None]:
+        return {ti.task_id: ti.state for ti in self.client.task_instances(DAG_ID, run_id)}
+
+    def result(self, run_id: str, task: str) -> Any:
+        return self.client.xcom(DAG_ID, run_id, task)
+
+    def log(self, run_id: str, task: str, try_number: int = 1) -> str:
+        return self.client.log(DAG_ID, run_id, task, try_number)
+
+    def manifest(self, run_id: str, task: str) -> Manifest:
+        return self.store.read_uri(self.result(run_id, task)["manifest"])
+
+    def run_record(self, run_id: str, task: str) -> dict[str, Any]:
+        """The unhashed `run.json` beside a task's manifest: what was said when it was made."""
+        manifest = Path(self.result(run_id, task)["manifest"])
+        return dict(json.loads((manifest.parent / "run.json").read_text(encoding="utf-8")))
+
+    def versions(self) -> dict[str, Any]:
+        """All registered versions by number, as the registry tells them."""
+        from audiorec.registry import Registry
+
+        return {version.number: version for version in Registry(self.settings).versions()}
+
+    def champion(self) -> Any:
+        from audiorec.registry import CHAMPION, Registry
+
+        return Registry(self.settings).alias(CHAMPION)
+
+
+def free_ports(count: int) -> list[int]:
+    probes = [socket.socket() for _ in range(count)]
+    try:
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [probe.getsockname()[1] for probe in probes]
+    finally:
+        for probe in probes:
+            probe.close()
+
+
+def as_toml(settings: Settings) -> str:
+    """Settings as a file that services and tasks read; JSON's strings, numbers and lists are TOML's."""
+    lines = []
+    for group, fields in settings.model_dump(mode="json", exclude_none=True, exclude={"profile"}).items():
+        if not isinstance(fields, dict):
+            lines.insert(0, f"{group} = {json.dumps(fields)}")
+            continue
+        lines.append(f"[{group}]")
+        for name, value in fields.items():
+            inner = (
+                [f"{key} = {json.dumps(one)}" for key, one in value.items()] if group == "resources" else None
+            )
+            lines.append(f"{name} = {json.dumps(value) if inner is None else '{ ' + ', '.join(inner) + ' }'}")
+    return "\n".join(lines) + "\n"
