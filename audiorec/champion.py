@@ -11,7 +11,10 @@ from typing import Any
 from audiorec.errors import Corrupt
 from audiorec.store import Manifest, Store
 
-POINTER = "champion.json"
+
+def pointer_name(model: str) -> str:
+    """The file that names a registered model's champion; models of different tables share a store, not a champion."""
+    return f"champion-{model}.json"
 
 
 def describe(as_of: date, manifests: dict[str, Manifest]) -> dict[str, Any]:
@@ -60,15 +63,15 @@ class Bundle:
         return cls(date.fromisoformat(release["as_of"]), manifests)
 
 
-def write_pointer(store: Store, version: str, release: dict[str, Any]) -> None:
+def write_pointer(store: Store, model: str, version: str, release: dict[str, Any]) -> None:
     """Remember the champion beside its files, so that serving can start without MLflow."""
     data = (json.dumps({"version": version, "release": release}, sort_keys=True, indent=1) + "\n").encode()
-    store.write_pointer(POINTER, data)
+    store.write_pointer(pointer_name(model), data)
 
 
-def read_pointer(store: Store) -> tuple[str, dict[str, Any]] | None:
-    """(version, release) of the last champion that was pointed to, or None."""
-    data = store.read_pointer(POINTER)
+def read_pointer(store: Store, model: str) -> tuple[str, dict[str, Any]] | None:
+    """(version, release) of the last champion of a registered model, or None."""
+    data = store.read_pointer(pointer_name(model))
     if data is None:
         return None
     try:
@@ -80,5 +83,5 @@ def read_pointer(store: Store) -> tuple[str, dict[str, Any]] | None:
         return str(plain["version"]), dict(release)
     except (ValueError, KeyError, TypeError, AttributeError):
         raise Corrupt(
-            f"{store.root}/{POINTER} is unreadable; run promote again for the champion's date, which writes it anew"
+            f"{store.root}/{pointer_name(model)} is unreadable; run promote again for the champion's date, which writes it anew"
         ) from None

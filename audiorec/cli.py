@@ -32,6 +32,7 @@ console = Console(width=None if sys.stdout.isatty() else 118)
 errors = Console(stderr=True)
 
 DAG_ID = "audiobook_recommender"
+DEMO_MODEL = "audiobook_recommender_demo"
 
 SettingsFile = Annotated[
     Path | None,
@@ -80,6 +81,8 @@ def demo(profile: Profile = "standard", settings_file: SettingsFile = None) -> N
         from audiorec.stack.control import status as stack_status
         from audiorec.stack.preflight import preflight
 
+        # The demo's champion must never be compared with one of your own tables: it is another registered model.
+        os.environ.setdefault("AUDIOREC_RELEASE__MODEL_NAME", DEMO_MODEL)
         settings = _settings(settings_file)
         if not stack_status(settings).running:
             preflight(settings)
@@ -214,15 +217,16 @@ def status(
         )
         console.print(f"services: {parts}", highlight=False)
         store = Store(settings.store.uri, settings.store.scratch)
-        pointed = read_pointer(store)
+        pointed = read_pointer(store, settings.release.model_name)
         if pointed:
             data_date = date.fromisoformat(pointed[1]["as_of"])
             age = (datetime.now(UTC).date() - data_date).days
             console.print(
-                f"champion: version {pointed[0]}, data up to {data_date} ({age} day(s) old)", highlight=False
+                f"champion of {settings.release.model_name}: version {pointed[0]}, data up to {data_date} ({age} day(s) old)",
+                highlight=False,
             )
         else:
-            console.print("champion: none yet", highlight=False)
+            console.print(f"champion of {settings.release.model_name}: none yet", highlight=False)
         dates = [as_of.date()] if as_of else [date.fromisoformat(key) for key in store.keys("extract")][-14:]
         table = Table(title="Results by date", title_justify="left")
         states = ("done", "stale", "missing")

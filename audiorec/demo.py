@@ -53,7 +53,7 @@ def show_metrics(console: Console, settings: Settings, as_of: date) -> None:
         BadData: the champion is not of this date.
     """
     store = Store(settings.store.uri, settings.store.scratch)
-    pointed = read_pointer(store)
+    pointed = read_pointer(store, settings.release.model_name)
     if pointed is None or date.fromisoformat(pointed[1]["as_of"]) < as_of:
         raise BadData(f"no version of {as_of} is champion; see the verdict of the task `promote`")
     bundle = Bundle.load(store, pointed[1])

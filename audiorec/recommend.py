@@ -95,7 +95,7 @@ class Recommender:
             BadData: nothing was ever promoted into this store.
         """
         store = Store(settings.store.uri, settings.store.scratch)
-        pointed = read_pointer(store)
+        pointed = read_pointer(store, settings.release.model_name)
         if pointed is None:
             raise BadData(
                 f"no version was promoted into {store.root} yet; run the chain (`audiorec run`) first"

@@ -348,7 +348,8 @@ class Receipt(BaseOperator):
     def execute(self, context: Context) -> dict[str, Any]:
         ti = context["ti"]
         results = {task: ti.xcom_pull(task_ids=task) for task in CHAIN}
-        summary = receipt(results, str(ti.xcom_pull(task_ids="resolve_as_of")))
+        states = ti.get_task_states(dag_id=ti.dag_id, run_ids=[ti.run_id]).get(ti.run_id, {})
+        summary = receipt(results, str(ti.xcom_pull(task_ids="resolve_as_of")), states)
         for line in receipt_table(summary).splitlines():
             self.log.info("%s", line)
         return summary

@@ -203,7 +203,8 @@ def _row(check: RowCheck) -> Any:
         "lacks": gxe.ExpectColumnValuesToNotMatchRegex,
         "length": gxe.ExpectColumnValueLengthsToBeBetween,
     }
-    common = {"severity": check.severity, "description": f"{check.column}: {check.expected} ({check.why})"}
+    about = f"{check.column}: " if check.column else ""
+    common = {"severity": check.severity, "description": f"{about}{check.expected} ({check.why})"}
     if check.kind == "columns":
         return gxe.ExpectTableColumnsToMatchSet(**common, **check.arguments)
     return classes[check.kind](column=check.column, mostly=check.mostly, **common, **check.arguments)

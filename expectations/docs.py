@@ -30,6 +30,9 @@ th { background: #f2f4f7; } td.number, th.number { text-align: right; font-varia
 .pass { color: #116329; } .warning { color: #7d4e00; } .critical { color: #a40e26; font-weight: 600; }
 .text-success::before { content: "passed"; color: #116329; font-style: normal; }
 .text-danger::before, .text-warning::before { content: "failed"; color: #a40e26; font-style: normal; }
+h3, h4, h5, h6 { font-size: 1rem; margin: .4rem 0; }
+.breadcrumb { list-style: none; padding: 0; } .breadcrumb li { display: inline; }
+.breadcrumb li + li::before { content: " / "; }
 .alert { background: #f2f4f7; padding: .4rem .6rem; } .verdict { font-size: 1.15rem; }
 /* filters that need a script */ .card-body, .card-header { display: none; }
 @media (prefers-color-scheme: dark) {

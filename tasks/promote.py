@@ -51,7 +51,7 @@ def run(settings: Settings, inputs: Inputs, out: Output) -> Manifest:
             serving = registry.alias(CHAMPION)
             if serving is not None and serving.number == there.number:
                 # A lost or damaged pointer is mended here: nobody else writes one.
-                released.write_pointer(out.store, there.number, release)
+                released.write_pointer(out.store, registry.name, there.number, release)
             out.run["state"] = "up_to_date"
             print(f"version {there.number} of {inputs.as_of} is registered already")
             return _said(settings, registry, out, there, there.tags["verdict"], fingerprint)
@@ -75,7 +75,7 @@ def run(settings: Settings, inputs: Inputs, out: Output) -> Manifest:
         verdict = _judge(settings, inputs, registry, candidate, version, policy, run_type)
         if verdict.promoted:
             registry.point(CHAMPION, version)
-            released.write_pointer(out.store, version.number, release)
+            released.write_pointer(out.store, registry.name, version.number, release)
         elif run_type != "backfill" and not candidate.insane and not version.rejected:
             registry.point(CHALLENGER, version)
         registry.record_verdict(version, verdict.line(), policy, run_type, verdict.promoted)

@@ -21,11 +21,16 @@ class NoReceipt(RuntimeError):
         self.missing = missing
 
 
-def receipt(results: Mapping[str, Mapping[str, Any] | None], as_of: str) -> dict[str, Any]:
+def receipt(
+    results: Mapping[str, Mapping[str, Any] | None],
+    as_of: str,
+    states: Mapping[str, str | None] | None = None,
+) -> dict[str, Any]:
     """Check what every task of the chain handed on and sum it up.
 
     Args:
         results: by task, in chain order, what it returned; None where it returned nothing.
+        states: by task, what Airflow says of it, to tell why a manifest is missing.
 
     Raises:
         NoReceipt: a task without a manifest, or with one of another date.
@@ -38,8 +43,8 @@ def receipt(results: Mapping[str, Mapping[str, Any] | None], as_of: str) -> dict
     }
     if missing or foreign:
         parts = []
-        if missing:
-            parts.append(f"no manifest came from {', '.join(missing)}")
+        for state, tasks in _by_state(missing, states or {}).items():
+            parts.append(f"no manifest from {', '.join(tasks)} ({state})")
         parts += [f"{task} is about {other}" for task, other in foreign.items()]
         raise NoReceipt(
             f"the run of {as_of} has no receipt: {'; '.join(parts)}. If a task failed, mend that first; if "
@@ -63,6 +68,13 @@ def receipt(results: Mapping[str, Mapping[str, Any] | None], as_of: str) -> dict
         "worked": [task for task, row in rows.items() if row["state"] != "up_to_date"],
         "tasks": rows,
     }
+
+
+def _by_state(tasks: list[str], states: Mapping[str, str | None]) -> dict[str, list[str]]:
+    grouped: dict[str, list[str]] = {}
+    for task in tasks:
+        grouped.setdefault(states.get(task) or "not started", []).append(task)
+    return dict(sorted(grouped.items()))
 
 
 def receipt_table(summary: Mapping[str, Any]) -> str:

@@ -308,11 +308,14 @@ def test_a_receipt_lists_every_task():
 @pytest.mark.parametrize(
     ("results", "message"),
     [
-        ({"extract": None, "promote": None}, "no manifest came from extract, promote"),
-        ({"extract": {"as_of": "2026-11-23", "manifest": None}}, "no manifest came from extract"),
+        (
+            {"extract": None, "promote": None},
+            r"from extract \(failed\); no manifest from promote \(not started\)",
+        ),
+        ({"extract": {"as_of": "2026-11-23", "manifest": None}}, r"no manifest from extract \(failed\)"),
         ({"extract": result("extract", as_of="2026-11-22")}, "extract is about 2026-11-22"),
     ],
 )
 def test_no_receipt(results: dict[str, Any], message: str):
     with pytest.raises(NoReceipt, match=message):
-        receipt(results, "2026-11-23")
+        receipt(results, "2026-11-23", {"extract": "failed", "promote": None})

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from audiorec.champion import POINTER, Bundle, describe, read_pointer, write_pointer
+from audiorec.champion import Bundle, describe, pointer_name, read_pointer, write_pointer
 from audiorec.errors import Corrupt
 from audiorec.recommend import Recommender
 from audiorec.store import MANIFEST, Store
+
+MODEL_NAME = "audiobook_recommender"
 
 if TYPE_CHECKING:
     from conftest import Releases
@@ -54,11 +56,11 @@ def test_a_release_names_every_manifest_with_its_hash(copied: Any):
 
 def test_the_pointer_gives_back_what_was_written(copied: Any):
     _, store, release = copied
-    assert read_pointer(store) is None
-    write_pointer(store, "7", release)
-    assert read_pointer(store) == ("7", release)
-    write_pointer(store, "8", release)
-    assert read_pointer(store) == ("8", release)
+    assert read_pointer(store, MODEL_NAME) is None
+    write_pointer(store, MODEL_NAME, "7", release)
+    assert read_pointer(store, MODEL_NAME) == ("7", release)
+    write_pointer(store, MODEL_NAME, "8", release)
+    assert read_pointer(store, MODEL_NAME) == ("8", release)
 
 
 def test_an_altered_manifest_is_refused(copied: Any):
@@ -97,7 +99,7 @@ def test_a_manifest_that_is_gone_is_named(copied: Any):
 
 def test_an_altered_file_is_refused_when_it_is_served(copied: Any):
     settings, store, release = copied
-    write_pointer(store, "7", release)
+    write_pointer(store, MODEL_NAME, "7", release)
     assert Recommender.champion(settings).version == "7"
     index = store.open(Bundle.load(store, release).manifests["build_index"], "audiobooks.faiss")
     content = bytearray(index.read_bytes())
@@ -127,8 +129,9 @@ def test_an_altered_file_is_refused_when_it_is_served(copied: Any):
 )
 def test_an_unreadable_pointer_says_what_to_do(content: str, tmp_path: Path):
     store = Store(str(tmp_path / "store"), tmp_path / "scratch")
-    store.write_pointer(POINTER, content.encode())
+    store.write_pointer(pointer_name(MODEL_NAME), content.encode())
     with pytest.raises(
-        Corrupt, match=r"champion\.json is unreadable; run promote again for the champion's date"
+        Corrupt,
+        match=r"champion-audiobook_recommender\.json is unreadable; run promote again for the champion's date",
     ):
-        read_pointer(store)
+        read_pointer(store, MODEL_NAME)

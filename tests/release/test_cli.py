@@ -16,6 +16,8 @@ from audiorec.champion import describe, write_pointer
 from audiorec.cli import app
 from audiorec.store import Store
 
+MODEL_NAME = "audiobook_recommender"
+
 if TYPE_CHECKING:
     from conftest import Releases
 
@@ -46,7 +48,7 @@ def placed(releases: Releases, tiny: Any, tmp_path: Path, monkeypatch: pytest.Mo
 def promote(settings: Any, releases: Releases, version: str = "7") -> None:
     as_of = releases.dates[0]
     store = Store(settings.store.uri, settings.store.scratch)
-    write_pointer(store, version, describe(as_of, dict(releases.inputs(as_of, settings))))
+    write_pointer(store, MODEL_NAME, version, describe(as_of, dict(releases.inputs(as_of, settings))))
 
 
 # --- help ------------------------------------------------------------------------------------------------
@@ -194,7 +196,7 @@ def test_status_says_what_is_done_stale_and_missing(
     found = call("status", width=width)
     assert found.exit_code == 0, found.output
     assert "services: down (`audiorec up` starts them)" in found.output
-    assert "champion: none yet" in found.output
+    assert "champion of audiobook_recommender: none yet" in found.output
     everything = ", ".join(name for name in CHAIN if name not in ("validate", "promote"))
     # The fixture ran `validate` for the first date only, and promoted nothing.
     rows = rows_of(found.output)
@@ -203,7 +205,7 @@ def test_status_says_what_is_done_stale_and_missing(
         "2026-11-21": [everything, "", "validate, promote"],
     }
     promote(placed, releases)
-    assert "champion: version 7, data up to 2026-11-20 (" in call("status").output
+    assert "champion of audiobook_recommender: version 7, data up to 2026-11-20 (" in call("status").output
 
     monkeypatch.setenv("AUDIOREC_INDEX__EF_SEARCH", "200")
     rows = rows_of(call("status", "--as-of", "2026-11-21", width=width).output)
@@ -215,7 +217,7 @@ def test_status_of_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     found = call("status")
     assert found.exit_code == 0, found.output
-    assert "champion: none yet" in found.output
+    assert "champion of audiobook_recommender: none yet" in found.output
 
 
 # --- recommend -------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ import pandas as pd
 import pytest
 from mlflow import MlflowClient
 
-from audiorec.champion import Bundle, describe, read_pointer
+from audiorec.champion import Bundle, describe, pointer_name, read_pointer
 from audiorec.cuts import cuts, window_start
 from audiorec.embeddings import embed_cut, load_cut_graph, load_model, load_text
 from audiorec.errors import BadSettings, Corrupt
@@ -31,6 +31,8 @@ from audiorec.store import MANIFEST, Manifest, Store
 from audiorec.taskio import Inputs
 from models.metrics import hit_rate_at_k, paired_bootstrap_interval
 from tasks import promote
+
+MODEL_NAME = "audiobook_recommender"
 
 if TYPE_CHECKING:
     from conftest import Releases
@@ -69,7 +71,7 @@ class Place:
 
     def champion(self) -> str | None:
         """Data date of the champion; alias and pointer must agree."""
-        version, pointed = self.at(CHAMPION), read_pointer(self.store)
+        version, pointed = self.at(CHAMPION), read_pointer(self.store, MODEL_NAME)
         assert (version is None) == (pointed is None)
         if version is None or pointed is None:
             return None
@@ -258,7 +260,7 @@ def test_a_kill_at_any_moment_is_healed_by_the_next_run(
 @pytest.mark.usefixtures("same_figures")
 def test_a_lost_or_damaged_pointer_is_mended_by_the_same_date(place: Place):
     place.promote(0)
-    pointer = Path(place.settings.store.uri) / "champion.json"
+    pointer = Path(place.settings.store.uri) / pointer_name(MODEL_NAME)
     for damage in (pointer.unlink, lambda: pointer.write_text("[]"), lambda: pointer.write_text("{")):
         damage()
         assert place.promote(0)["state"] == "up_to_date"
@@ -278,7 +280,7 @@ def test_a_rejected_version_never_gets_an_alias(place: Place, mlflow_client: Mlf
         assert "refused: version 1 was rejected by a rollback" in found["verdict"]
         assert place.at(CHAMPION) is None
         assert place.at(CHALLENGER) is None
-        assert read_pointer(place.store) is None
+        assert read_pointer(place.store, MODEL_NAME) is None
 
 
 @pytest.mark.usefixtures("same_figures")

@@ -20,6 +20,8 @@ from audiorec.errors import BadData, BadSettings
 from audiorec.recommend import MIN_EDGE_USERS, Evidence, Recommender
 from audiorec.store import Store
 
+MODEL_NAME = "audiobook_recommender"
+
 if TYPE_CHECKING:
     from conftest import Releases
 
@@ -363,7 +365,7 @@ def test_figures_beside_those_of_popularity(releases: Releases, tmp_path: Path):
     store, inputs = Store(settings.store.uri, settings.store.scratch), releases.inputs(as_of)
     with pytest.raises(BadData, match=r"no version of 2026-11-20 is champion"):
         printed(show_metrics, settings, as_of)
-    write_pointer(store, "1", describe(as_of, dict(inputs)))
+    write_pointer(store, MODEL_NAME, "1", describe(as_of, dict(inputs)))
     text = printed(show_metrics, settings, as_of)
     users = inputs["evaluate"].facts["counts"]
     assert f"Hold-out of 2026-11-20: {users['warm'] + users['cold']} users" in text
@@ -383,7 +385,9 @@ def test_figures_at_another_k(releases: Releases, tmp_path: Path):
     settings = releases.copy(tmp_path, evaluation={"hit_k": 5, "depth": 20})
     run_task("evaluate", settings, as_of)
     inputs = releases.inputs(as_of, evaluate=releases.result(settings, as_of, "evaluate"))
-    write_pointer(Store(settings.store.uri, settings.store.scratch), "1", describe(as_of, dict(inputs)))
+    write_pointer(
+        Store(settings.store.uri, settings.store.scratch), MODEL_NAME, "1", describe(as_of, dict(inputs))
+    )
     text = printed(show_metrics, settings, as_of)
     assert "HR@5" in text
     assert "coverage@20" in text

@@ -45,7 +45,7 @@ def services(tiny: Any, tiny_source: Path, tmp_path_factory: pytest.TempPathFact
         stack.stop(settings, say=lambda _: None)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def first_run(services: Services) -> str:
     """Id of a run of FIRST_DAY that has succeeded; the browser's if it triggered one."""
     if "first" not in services.runs:
@@ -62,6 +62,7 @@ def shoot(screenshots: list[Path]) -> Callable[[Any, str], None]:
     """Take a screenshot of a page, for people to look at."""
 
     def take(page: Any, name: str, **options: Any) -> None:
+        page.wait_for_timeout(400)  # dialogs fade in
         target = screenshots[0] / f"{name}.png"
         page.screenshot(path=target, **options)
         for folder in screenshots[1:]:
