@@ -17,8 +17,10 @@ from audiorec.settings import Settings
 class Curves:
     """Figures of one training, by step."""
 
-    def __init__(self, client: Any, run_id: str | None) -> None:
+    def __init__(self, client: Any, run_id: str | None, page: str | None = None) -> None:
         self._client, self._run_id = client, run_id
+        self.page = page
+        """Address of the run in MLflow's UI, None where MLflow does not answer."""
 
     def log(self, step: int, figures: Mapping[str, float | None]) -> None:
         """Add one point to each named curve."""
@@ -99,7 +101,10 @@ def curves(
             flush=True,
         )
         mlflow = None
-    yield Curves(mlflow, run_id)
+    page = None
+    if mlflow is not None and run_id is not None:
+        page = f"{settings.mlflow.uri}/#/experiments/{experiment_id(mlflow, settings)}/runs/{run_id}"
+    yield Curves(mlflow, run_id, page)
     if mlflow is not None and run_id is not None:
         try:
             mlflow.set_terminated(run_id)

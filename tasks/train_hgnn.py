@@ -124,6 +124,8 @@ def _train(settings: Settings, out: Output, trainer: HGNNTrainer) -> list[dict[s
 
     tags = {"task": "train_hgnn", "as_of": out.key, "fingerprint": out.fingerprint}
     with curves(settings, f"train_hgnn {out.key}", tags, out.settings["hgnn"]) as sink:
+        if sink.page:
+            out.links["MLflow run"] = sink.page
         while not trainer.finished:
             try:
                 line = trainer.run_epoch(after_batch)

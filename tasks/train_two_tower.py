@@ -67,6 +67,8 @@ def run(settings: Settings, inputs: Inputs, out: Output) -> Manifest:
         trainer = Trainer(name, builder, vectors, targets, settings.two_tower)
         tags = {"task": "train_two_tower", "model": name, "as_of": out.key, "fingerprint": out.fingerprint}
         with curves(settings, f"{name} {out.key}", tags, out.settings["two_tower"]) as sink:
+            if sink.page and name == MODELS[0]:
+                out.links["MLflow run"] = sink.page
 
             def report(line: dict[str, Any], name: str = name, sink: Curves = sink) -> None:
                 progress.advance(note=f"{name} epoch {line['epoch']}: validation HR@10 {line['hr_10']:.3f}")
