@@ -89,10 +89,11 @@ def curves(
     """Curves of one training, in the MLflow run that carries `tags`."""
     from mlflow.exceptions import MlflowException
 
-    mlflow, run_id = None, None
+    mlflow, run_id, page = None, None, None
     try:
         mlflow = client(settings, patient=False)
         run_id = find_or_create_run(mlflow, settings, name, tags)
+        page = f"{settings.mlflow.uri}/#/experiments/{experiment_id(mlflow, settings)}/runs/{run_id}"
         for key, value in params.items():
             mlflow.log_param(run_id, key, value)
     except MlflowException as error:
@@ -101,9 +102,6 @@ def curves(
             flush=True,
         )
         mlflow = None
-    page = None
-    if mlflow is not None and run_id is not None:
-        page = f"{settings.mlflow.uri}/#/experiments/{experiment_id(mlflow, settings)}/runs/{run_id}"
     yield Curves(mlflow, run_id, page)
     if mlflow is not None and run_id is not None:
         try:
