@@ -49,6 +49,8 @@ PR_SET_PDEATHSIG = 1
 MIB = 1024 * 1024
 POLL_SECONDS = 0.2
 TREE_SECONDS = 1.0
+KILL_SECONDS = 5.0
+"""How long we wait for a killed process to be gone: a busy machine takes its time."""
 STACK_DUMP_SECONDS = 10.0
 CRASHES = frozenset(
     {signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGSYS}
@@ -396,6 +398,7 @@ def supervise(
                 for process in tree.members[1:]:
                     with contextlib.suppress(psutil.Error):
                         process.kill()
+                psutil.wait_procs(tree.members[1:], timeout=KILL_SECONDS)
             child.wait()
             lines.join(timeout=5.0)
     return Outcome(

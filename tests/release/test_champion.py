@@ -14,10 +14,10 @@ from audiorec.errors import Corrupt
 from audiorec.recommend import Recommender
 from audiorec.store import MANIFEST, Store
 
-MODEL_NAME = "audiobook_recommender"
-
 if TYPE_CHECKING:
     from conftest import Releases
+
+MODEL_NAME = "audiobook_recommender"
 
 
 @pytest.fixture

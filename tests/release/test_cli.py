@@ -16,10 +16,10 @@ from audiorec.champion import describe, write_pointer
 from audiorec.cli import app
 from audiorec.store import Store
 
-MODEL_NAME = "audiobook_recommender"
-
 if TYPE_CHECKING:
     from conftest import Releases
+
+MODEL_NAME = "audiobook_recommender"
 
 COMMANDS = {
     command.name or command.callback.__name__ for command in app.registered_commands if command.callback

@@ -32,8 +32,6 @@ from audiorec.taskio import Inputs
 from models.metrics import hit_rate_at_k, paired_bootstrap_interval
 from tasks import promote
 
-MODEL_NAME = "audiobook_recommender"
-
 if TYPE_CHECKING:
     from conftest import Releases
 
@@ -71,7 +69,7 @@ class Place:
 
     def champion(self) -> str | None:
         """Data date of the champion; alias and pointer must agree."""
-        version, pointed = self.at(CHAMPION), read_pointer(self.store, MODEL_NAME)
+        version, pointed = self.at(CHAMPION), read_pointer(self.store, self.settings.release.model_name)
         assert (version is None) == (pointed is None)
         if version is None or pointed is None:
             return None
@@ -260,7 +258,7 @@ def test_a_kill_at_any_moment_is_healed_by_the_next_run(
 @pytest.mark.usefixtures("same_figures")
 def test_a_lost_or_damaged_pointer_is_mended_by_the_same_date(place: Place):
     place.promote(0)
-    pointer = Path(place.settings.store.uri) / pointer_name(MODEL_NAME)
+    pointer = Path(place.settings.store.uri) / pointer_name(place.settings.release.model_name)
     for damage in (pointer.unlink, lambda: pointer.write_text("[]"), lambda: pointer.write_text("{")):
         damage()
         assert place.promote(0)["state"] == "up_to_date"
@@ -280,7 +278,7 @@ def test_a_rejected_version_never_gets_an_alias(place: Place, mlflow_client: Mlf
         assert "refused: version 1 was rejected by a rollback" in found["verdict"]
         assert place.at(CHAMPION) is None
         assert place.at(CHALLENGER) is None
-        assert read_pointer(place.store, MODEL_NAME) is None
+        assert read_pointer(place.store, place.settings.release.model_name) is None
 
 
 @pytest.mark.usefixtures("same_figures")

@@ -20,10 +20,10 @@ from audiorec.errors import BadData, BadSettings
 from audiorec.recommend import MIN_EDGE_USERS, Evidence, Recommender
 from audiorec.store import Store
 
-MODEL_NAME = "audiobook_recommender"
-
 if TYPE_CHECKING:
     from conftest import Releases
+
+MODEL_NAME = "audiobook_recommender"
 
 WARM, NO_AUDIOBOOK, NOTHING = (
     "a warm user",

@@ -36,7 +36,7 @@ PATIENCE_MS = 30_000
 pytestmark = [
     pytest.mark.browser,
     pytest.mark.services,
-    # In CI the fixture below fails instead.
+    # In CI the fixture `chromium` fails instead.
     pytest.mark.skipif(
         CHROMIUM is None and not IN_CI, reason="no Chromium on the PATH (Debian: apt-get install chromium)"
     ),
@@ -45,17 +45,22 @@ pytestmark = [
 Shoot = Callable[[Any, str], None]
 
 
-@pytest.fixture(scope="module")
-def browser(services: Services) -> Iterator[Any]:
-    """A browser context with an English clock, so that a date can be typed."""
+@pytest.fixture(scope="session", autouse=True)  # so it comes first: nothing is started without one
+def chromium() -> str:
     if CHROMIUM is None:
         pytest.fail("CI=true, but there is no Chromium on the PATH; .ci/run installs it")
+    return CHROMIUM
+
+
+@pytest.fixture(scope="module")
+def browser(chromium: str, services: Services) -> Iterator[Any]:
+    """A browser context with an English clock, so that a date can be typed."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
         # A proxy of the environment must not be asked for our own machine.
         program = playwright.chromium.launch(
-            executable_path=CHROMIUM, args=[*ARGUMENTS, "--proxy-server=direct://"]
+            executable_path=chromium, args=[*ARGUMENTS, "--proxy-server=direct://"]
         )
         context = program.new_context(
             viewport={"width": 1400, "height": 1000}, locale="en-US", timezone_id="UTC"

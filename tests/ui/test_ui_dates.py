@@ -17,7 +17,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from ui_services import FIRST_DAY, KILLED_EPOCHS, Services
+from ui_services import FIRST_DAY, KILLED_EPOCHS, PATIENCE_SECONDS, Services
 
 from audiorec import stack
 from audiorec.chain import CHAIN
@@ -30,7 +30,6 @@ ONE_DAY = timedelta(days=1)
 SECOND_DAY, THIRD_DAY = FIRST_DAY + ONE_DAY, FIRST_DAY + 2 * ONE_DAY
 BEFORE_ALL_DATA = date(2020, 1, 1)
 KILL_AFTER_EPOCHS = 5
-PATIENCE_SECONDS = 480
 UNDER_SECONDS = 60
 """What the same date again may take (issue 3)."""
 

@@ -18,6 +18,9 @@ from audiorec.store import Manifest, Store
 FIRST_DAY = date(2026, 11, 18)
 """The date of the first run: five days before the tables end, so that later ones can follow."""
 
+PATIENCE_SECONDS = 480
+"""A date takes about a minute; this is for a machine that does other things as well."""
+
 KILLED_EPOCHS = 40
 """Epochs of the profile `standard` here: long enough for a checkpoint and a kill; `smoke` has four."""
 
@@ -38,7 +41,7 @@ class Services:
     def store(self) -> Store:
         return Store(self.settings.store.uri, self.settings.store.scratch)
 
-    def wait(self, run_id: str, seconds: float = 240) -> Run:
+    def wait(self, run_id: str, seconds: float = PATIENCE_SECONDS) -> Run:
         return watch(self.client, DAG_ID, run_id, timeout_seconds=seconds)
 
     def states(self, run_id: str) -> dict[str, str | None]:
