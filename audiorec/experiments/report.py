@@ -67,7 +67,7 @@ def plot_metrics(metrics: pd.DataFrame, settings: Evaluation, target: Path) -> N
     from matplotlib import pyplot as plt
 
     hit = f"HR@{settings.hit_k}"
-    figure, axes = plt.subplots(1, 2, figsize=(10, 3.6), sharey=True, layout="constrained")
+    figure, axes = plt.subplots(1, 2, figsize=(10, 3.8), sharey=True, layout="constrained")
     for axis, panel in zip(axes, ("known", "full"), strict=True):
         table = metrics[(metrics["panel"] == panel) & (metrics["metric"] == hit)]
         models = list(table["model"].unique())
@@ -90,9 +90,10 @@ def plot_metrics(metrics: pd.DataFrame, settings: Evaluation, target: Path) -> N
                 capsize=2,
             )
         axis.set_xticks(range(len(segments)), segments)
-        axis.set_title(f"{panel} titles")
+        axis.set_title({"known": "titles streamed before the split", "full": "whole catalogue"}[panel])
         axis.set_xlabel("users")
     axes[0].set_ylabel(f"{hit} (share of users)")
-    axes[1].legend(fontsize=8, frameon=False)
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=8, frameon=False)
     figure.savefig(target, dpi=110, metadata={"Software": None})
     plt.close(figure)
