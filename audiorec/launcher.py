@@ -266,11 +266,13 @@ class _Tree:
         return sum(_held_bytes(process) for process in self.members) // MIB
 
     def kill(self) -> None:
-        """Kill every member, children of killed children included."""
+        """Kill every member, children of killed children included, and wait until the descendants are gone."""
         self.refresh()
         for process in self.members:
             with contextlib.suppress(psutil.Error):
                 process.kill()
+        # Not for the root: its exit status belongs to whoever started it.
+        psutil.wait_procs(self.members[1:], timeout=KILL_SECONDS)
 
 
 def _held_bytes(process: psutil.Process) -> int:
