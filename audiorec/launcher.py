@@ -36,6 +36,9 @@ from audiorec.settings import SETTINGS_VARIABLE, Settings, TaskResources
 Emit = Callable[[str], None]
 
 TAIL_LINES = 20
+SHOWN_WIDTH = 95
+"""Characters of a message that Airflow's log shows beside the time, in a window of usual size."""
+
 MAX_LINE = 4_000
 """Characters of a line that are passed on; a child that prints without newlines must not fill our memory."""
 
@@ -108,7 +111,7 @@ class TaskFailed(RuntimeError):
         super().__init__(self._message())
 
     def _message(self) -> str:
-        shown = "\n".join(f"  | {line}" for line in self.tail) or "  | (it printed nothing)"
+        shown = "\n".join(map(_quoted, self.tail)) or "  | (it printed nothing)"
         about = f"{self.task} of {self.as_of}" if self.as_of else self.task
         again = "Airflow tries it again if tries are left." if self.retryable else "It is not tried again."
         return (
@@ -116,10 +119,25 @@ class TaskFailed(RuntimeError):
             f"After {self.seconds:.1f} s; peak memory {self.peak_mb} MiB of {self.limit_mb} MiB allowed. "
             f"{again}\n"
             f"Last lines that it printed:\n{shown}\n"
-            + textwrap.fill(f"What to do: {self.advice}", 100, subsequent_indent="  ", break_long_words=False)
+            + textwrap.fill(
+                f"What to do: {self.advice}", SHOWN_WIDTH, subsequent_indent="  ", break_long_words=False
+            )
             + "\n"
             f"Runbook: {self.runbook}"
         )
+
+
+def _quoted(line: str) -> str:
+    """A printed line as part of a message: Airflow cuts a long one at the window's edge, remedy and all."""
+    wrapped = textwrap.wrap(
+        line,
+        SHOWN_WIDTH,
+        initial_indent="  | ",
+        subsequent_indent="  |     ",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    return "\n".join(wrapped) or "  |"
 
 
 class FinalFailure(TaskFailed):

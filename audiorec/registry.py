@@ -24,8 +24,6 @@ from audiorec.settings import Settings
 CHAMPION = "champion"
 CHALLENGER = "challenger"
 _NOT_THERE = "RESOURCE_DOES_NOT_EXIST"
-_TRY_AGAIN = frozenset({429, 500, 502, 503, 504})
-"""HTTP answers of a server that is overloaded or about to come back."""
 
 
 @dataclass(frozen=True)
@@ -91,9 +89,8 @@ class Registry:
         from mlflow.exceptions import MlflowException, RestException
 
         def unanswered(error: BaseException) -> bool:
-            if isinstance(error, RestException):
-                return error.get_http_status_code() in _TRY_AGAIN
-            return isinstance(error, MlflowException)
+            # A server that is overloaded or about to come back (429, 5xx) counts as silent: no RestException, either.
+            return isinstance(error, MlflowException) and not isinstance(error, RestException)
 
         retry = tenacity.Retrying(
             retry=tenacity.retry_if_exception(unanswered),

@@ -319,7 +319,7 @@ class ChainTask(BaseOperator):
         except launcher.TaskFailed as failure:
             if failure.result:
                 self.links = browsable(failure.result.links, settings, ui)
-                self.say(failure.result.table())
+                self.say(replace(failure.result, links=self.links).table())
             self.links["Runbook"] = failure.runbook
             raise
         self.links = browsable(result.links, settings, ui)

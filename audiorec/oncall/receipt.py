@@ -7,8 +7,12 @@ a run is for.
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping
 from typing import Any
+
+WIDTH = 95
+"""Characters that Airflow's log shows beside the time, in a window of usual size."""
 
 
 class NoReceipt(RuntimeError):
@@ -46,9 +50,11 @@ def receipt(
         for state, tasks in _by_state(missing, states or {}).items():
             parts.append(f"no manifest from {', '.join(tasks)} ({state})")
         parts += [f"{task} is about {other}" for task, other in foreign.items()]
+        listed = (textwrap.fill(part, WIDTH, initial_indent="  ", subsequent_indent="    ") for part in parts)
         raise NoReceipt(
-            f"the run of {as_of} has no receipt: {'; '.join(parts)}. If a task failed, mend that first; if "
-            "all are green, a task was skipped or marked by hand: Clear it with downstream",
+            "\n".join([f"the run of {as_of} has no receipt:", *listed])
+            + "\nIf a task failed, mend that first. If all are green, a task was skipped or marked by hand:\n"
+            "Clear it with downstream",
             tuple(missing),
         )
     rows = {

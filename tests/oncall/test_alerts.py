@@ -310,7 +310,7 @@ def test_a_receipt_lists_every_task():
     [
         (
             {"extract": None, "promote": None},
-            r"from extract \(failed\); no manifest from promote \(not started\)",
+            r"from extract \(failed\)\n  no manifest from promote \(not started\)",
         ),
         ({"extract": {"as_of": "2026-11-23", "manifest": None}}, r"no manifest from extract \(failed\)"),
         ({"extract": result("extract", as_of="2026-11-22")}, "extract is about 2026-11-22"),

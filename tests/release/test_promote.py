@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -295,6 +296,24 @@ def test_a_rolled_back_version_is_not_promoted_again(place: Place, mlflow_client
 
 
 @pytest.mark.usefixtures("same_figures")
+def test_history_is_of_promoted_versions_of_earlier_dates(place: Place, mlflow_client: MlflowClient):
+    """Of five versions two count, 0.5 and 0.3: neither what was not promoted or rejected nor a later date.
+
+    0.9 x (0.5 + 0.3)/2 = 0.36
+    """
+    place.promote(0)
+    for day, hit_rate, tags in (
+        (18, 0.3, {"promoted": "true"}),
+        (17, 0.99, {"promoted": "true", "rejected": "true"}),
+        (16, 0.99, {}),
+        (25, 0.99, {"promoted": "true"}),
+    ):
+        every = {"hit_rate": str(hit_rate), **tags}
+        place.registry.register(date(2026, 11, day), "ff", every, {}, [])
+    assert "the median of 2 promoted version(s), 0.3600" in place.promote(1)["verdict"]
+
+
+@pytest.mark.usefixtures("same_figures")
 def test_a_hold_is_respected_until_it_ends(place: Place, mlflow_client: MlflowClient):
     mlflow_client.create_registered_model(place.registry.name)
     mlflow_client.set_registered_model_tag(place.registry.name, "hold", "Ann: recall, until Friday")
@@ -450,7 +469,7 @@ def test_scored_as_a_champion_a_version_gets_its_own_figures(releases: Releases)
     np.testing.assert_array_equal(hits, stored_hits(inputs))
 
 
-def champion_scores(releases: Releases, day_of_graph: str = "judge") -> tuple[np.ndarray, Any, Any]:
+def champion_scores(releases: Releases) -> tuple[np.ndarray, Any, Any]:
     """Scores of yesterday's version at today's split, step by step: users and titles of today's hold-out."""
     settings, today = releases.settings(), releases.inputs(releases.dates[1])
     store, theirs = today.store, releases.bundle(releases.dates[0]).manifests
@@ -458,7 +477,7 @@ def champion_scores(releases: Releases, day_of_graph: str = "judge") -> tuple[np
     days = cuts(releases.dates[1], settings.time)
     hold_out = make_hold_out(extract, days, settings.evaluation)
     text = load_text(store, today["embed_text"])
-    graph = load_cut_graph(store, today["build_graph"], day_of_graph)
+    graph = load_cut_graph(store, today["build_graph"], "judge")
     embedded = embed_cut(load_model(store, theirs["train_hgnn"]), text, graph)
     vectors = Vectors(text["audiobook"], text["podcast"], embedded["audiobook"], embedded["podcast"])
     towers = load_towers(store, theirs["train_two_tower"])
@@ -492,8 +511,20 @@ def hits_one_by_one(scores: np.ndarray, hold_out: Any, extract: Any) -> np.ndarr
 def test_the_champion_is_scored_with_its_weights_and_todays_features(releases: Releases):
     settings, (yesterday, today) = releases.settings(), releases.dates
     inputs, bundle = releases.inputs(today), releases.bundle(yesterday)
-    expected = hits_one_by_one(*champion_scores(releases))
-    np.testing.assert_array_equal(promote._champion_hits(settings, inputs, bundle), expected)
+    scores, hold_out, extract = champion_scores(releases)
+    expected = hits_one_by_one(scores, hold_out, extract)
+    ranked: list[np.ndarray] = []
+    really = promote.judge
+
+    def judge(hold_out: Any, ranker: Any, depth: int) -> Any:
+        ranked.append(ranker(np.arange(len(hold_out.users))))
+        return really(hold_out, ranker, depth)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(promote, "judge", judge)
+        np.testing.assert_array_equal(promote._champion_hits(settings, inputs, bundle), expected)
+    # Scores tell more than hits, which another graph or another day need not change on so small a sample.
+    np.testing.assert_array_equal(ranked[0], scores)
     # The comparison is of these two rows of hits, over users with events.
     release = json.dumps(describe(yesterday, bundle.manifests))
     version = Version("1", yesterday, "aa", 0.5, {"release": release})

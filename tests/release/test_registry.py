@@ -216,8 +216,10 @@ def answering() -> Iterator[tuple[str, type[Answer]]]:
     server.server_close()
 
 
-def test_a_server_that_is_starting_is_asked_again(answering: Any, tmp_path: Path):
+@pytest.mark.parametrize("code", [429, 500, 502, 503, 504])
+def test_a_server_that_is_starting_is_asked_again(code: int, answering: Any, tmp_path: Path):
     uri, handler = answering
+    handler.code = code
     seconds_until_unavailable(registry_at(uri, tmp_path, "m", 1.0))
     assert handler.asked > 1
 

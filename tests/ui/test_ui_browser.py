@@ -234,5 +234,5 @@ def test_what_was_released_is_an_asset(page: Any, first_run: str, services: Serv
     assert event["extra"]["as_of"] == FIRST_DAY.isoformat()
     page.goto(f"{services.airflow}/assets")
     page.get_by_role("link", name="audiobook_release").first.click()
-    page.get_by_text("audiobook_recommender").first.wait_for()
+    page.get_by_text("1 Asset Event").first.wait_for()
     shoot(page, "13-asset")

@@ -19,7 +19,7 @@ import psutil
 import pytest
 from ui_services import FIRST_DAY, KILLED_EPOCHS, PATIENCE_SECONDS, Services
 
-from audiorec import stack
+from audiorec import launcher, stack
 from audiorec.chain import CHAIN
 from audiorec.stack.client import Run
 from audiorec.stack.layout import DAG_ID
@@ -264,6 +264,13 @@ def test_a_day_before_all_data_says_so_and_what_to_do(together: Runs, services: 
     links = services.client.links(DAG_ID, run.run_id, "validate")
     assert links["Runbook"] == f"{services.airflow}/recommender/runbooks/DQ-CRITICAL.md"
     assert links["Data Docs"].startswith(f"{services.airflow}/recommender/data-docs/2020-01-01/")
+    assert re.search(rf"Data Docs +{re.escape(links['Data Docs'])}\n", log)  # to be clicked in the log, too
+    # Airflow's log does not wrap: the remedies would lie beyond the window's edge.
+    quoted = [line for line in log.splitlines() if line.startswith("  | ") and "/" not in line]
+    assert quoted
+    assert max(map(len, quoted)) <= launcher.SHOWN_WIDTH
+    receipt = services.log(run.run_id, "receipt")
+    assert "no manifest from validate (failed)\n" in receipt
 
 
 def test_a_killed_training_fails_in_words_and_its_retry_goes_on(together: Runs, services: Services):
