@@ -257,10 +257,10 @@ def test_popularity_where_there_is_no_evidence(recommender: Recommender):
     # Four listeners in DE are too few to be spoken of; elsewhere and without a country all plays count.
     for country in ("DE", "FR", None):
         assert reason(recommender, 0, [], country) == "Popular now: 6 plays in the last 30 days."
-    # Six plays of four people are not shown, and four plays are not popular.
+    # Six plays of four people are not shown, and four plays are not popular, whoever came before them.
     published = pd.Series([pd.Timestamp(2026, 8, 22)] * books)
     recommender._books = recommender._books.assign(published_on=published)
-    for plays, people in ((6, 4), (4, 4), (0, 0)):
+    for plays, people in ((6, 4), (4, 9), (0, 0)):
         recommender._popularity = pd.DataFrame(
             {"streams_30_days": [plays] * books, "listeners": [people] * books}
         )
@@ -304,6 +304,16 @@ def test_example_users_are_judged_by_all_of_history(recommender: Recommender, wo
     assert rows[2] != first
     quiet = world.users.index[world.first_seen_day > 10**8]
     assert rows[2] in quiet
+
+
+def test_a_listener_to_podcasts_alone_is_no_example_of_music(recommender: Recommender):
+    row = recommender.row(str(recommender.example_users()[NO_AUDIOBOOK]))
+    spec, flag = recommender._towers.spec, 2 + recommender._towers.spec.config.music_dimensions
+    recommender._features = np.array(recommender._features)
+    recommender._features[row, flag] = (0.0 - spec.user_mean[flag]) * spec.user_scale[flag]
+    other = recommender.example_users()[NO_AUDIOBOOK]
+    assert other is not None
+    assert recommender.row(other) != row
 
 
 def test_example_users_may_be_missing(recommender: Recommender):
