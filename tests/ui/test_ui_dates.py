@@ -146,7 +146,7 @@ def together(services: Services, again: Again) -> Runs:
         by_hand = [client.run(DAG_ID, run).finished for run in (empty, killed, beside) if run]
         if tries and beside and all(by_hand) and client.backfill_finished(backfill):
             break
-        time.sleep(0.5)
+        time.sleep(1)
     return Runs(by_day, beside, empty, killed, tries, seen)
 
 

@@ -21,7 +21,7 @@ FIRST_DAY = date(2026, 11, 18)
 PATIENCE_SECONDS = 480
 """A date takes about a minute; this is for a machine that does other things as well."""
 
-KILLED_EPOCHS = 40
+KILLED_EPOCHS = 30
 """Epochs of the profile `standard` here: long enough for a checkpoint and a kill; `smoke` has four."""
 
 
