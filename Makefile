@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo run down status doctor check test test-ui format clean
+.PHONY: help setup demo run down status doctor check test format clean
 
 help: ## say what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -46,11 +46,8 @@ check: $(STAMP) ## ruff, types, import-linter
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
-test: $(STAMP) ## all tests but the browser's
-	$(BIN)/pytest
-
-test-ui: $(STAMP) ## a real browser through the Airflow UI of a real stack (minutes; needs Chromium)
-	$(BIN)/pytest tests/ui
+test: $(STAMP) ## all tests, a file a process; those with a browser need Chromium
+	$(BIN)/pytest -n 2 --dist loadfile
 
 format: $(STAMP) ## put the code in shape
 	$(BIN)/ruff check --fix .

@@ -52,11 +52,11 @@ def _plain_errors() -> Iterator[None]:
         yield
     except AudiorecError as error:
         errors.print(f"[red]{type(error).__name__}:[/red] ", end="")
-        errors.print(str(error), markup=False, highlight=False)
+        errors.print(str(error), markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(int(error.exit_code)) from None
     except (StackError, AirflowError, TimeoutError) as error:
         errors.print("[red]cannot go on:[/red] ", end="")
-        errors.print(str(error), markup=False, highlight=False)
+        errors.print(str(error), markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(1) from None
 
 
