@@ -8,6 +8,7 @@ request on the split; serving is a request on the day after `as_of`.
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import date, timedelta
 from typing import Any, Literal
@@ -17,6 +18,7 @@ import pandas as pd
 import scipy.sparse as sp
 
 from audiorec import music
+from audiorec.affinities import COUNTRY, Space, UserLayout, fit_space, unit_rows
 from audiorec.catalogue import DAY_ZERO, SIGNALS, Extract, day_number
 
 UNKNOWN = 0
@@ -35,21 +37,27 @@ class FeatureConfig:
     popularity_smoothing: float = 0.5
     weak_signals: bool = True
     music_dimensions: int = 64
+    text_dimensions: int = 64
     use_hgnn: bool = True
 
 
 @dataclass(frozen=True)
 class Vectors:
-    """Vectors of every title in catalogue order: text [N, T], and HGNN embeddings at one cut [N, D]."""
+    """Vectors of every title in catalogue order: text [N, T], and HGNN embeddings at one cut [N, D].
+
+    `before` is the day number on which the cut ends (its first unseen day): what listeners say of a title, their
+    taste in music and their countries, is counted up to there.
+    """
 
     audiobook_text: np.ndarray
     podcast_text: np.ndarray
     audiobook_hgnn: np.ndarray | None = None
     podcast_hgnn: np.ndarray | None = None
+    before: int | None = None
 
-    def history(self, use_hgnn: bool) -> tuple[np.ndarray, np.ndarray]:
-        """What a user's history is averaged over: HGNN embeddings, or text where the towers work without them."""
-        if not use_hgnn:
+    def raw(self, space: str) -> tuple[np.ndarray, np.ndarray]:
+        """Audiobooks' and podcasts' vectors of a space, as they were made."""
+        if space == "text":
             return self.audiobook_text, self.podcast_text
         if self.audiobook_hgnn is None or self.podcast_hgnn is None:
             raise ValueError("these features need HGNN embeddings, but only text vectors were given")
@@ -66,50 +74,107 @@ class UserFeatures:
 
 @dataclass(frozen=True)
 class ItemFeatures:
-    """Features of all N audiobooks on one day: language_idx, genre_idx [N], dense [N, Fi], popularity [N, P]."""
+    """Features of all N audiobooks on one day: language_idx, genre_idx [N], dense [N, Fi], popularity [N, P].
+
+    `spaces` are the titles' places [N, d] in each space of `audiorec.affinities`.
+    """
 
     language_idx: np.ndarray
     genre_idx: np.ndarray
     dense: np.ndarray
     popularity: np.ndarray
     available: np.ndarray
+    spaces: Mapping[str, np.ndarray]
 
 
 @dataclass(frozen=True)
 class FeatureSpec:
-    """Vocabularies of the extract and scalers of the training targets, kept with the version."""
+    """Vocabularies of the extract, spaces of the train cut and scalers of the training targets, kept with the version.
+
+    `lift_countries` are the countries that the country space has a column for, indices into `countries` plus 1.
+    """
 
     config: FeatureConfig
     countries: tuple[str, ...]
+    lift_countries: tuple[int, ...]
     languages: tuple[str, ...]
     genres: tuple[str, ...]
+    spaces: Mapping[str, Space] = field(repr=False)
     user_mean: np.ndarray = field(repr=False)
     user_scale: np.ndarray = field(repr=False)
     item_mean: np.ndarray = field(repr=False)
     item_scale: np.ndarray = field(repr=False)
 
     def to_json(self) -> dict[str, Any]:
-        plain = asdict(self)
-        for name in ("user_mean", "user_scale", "item_mean", "item_scale"):
-            plain[name] = getattr(self, name).tolist()
-        return plain
+        """All but the arrays, which `tensors` gives."""
+        return {
+            "config": asdict(self.config),
+            **{name: list(getattr(self, name)) for name in _WORDS},
+            "spaces": sorted(self.spaces),
+        }
+
+    def tensors(self) -> dict[str, np.ndarray]:
+        """The arrays by name, for a safetensors file."""
+        found = {f"spec.{name}": getattr(self, name) for name in _SCALERS}
+        for name, space in self.spaces.items():
+            found |= {f"space.{name}.centre.{kind}": centre for kind, centre in space.centre.items()}
+            if space.axes is not None:
+                found[f"space.{name}.axes"] = np.ascontiguousarray(space.axes)
+        return found
 
     @classmethod
-    def from_json(cls, plain: dict[str, Any]) -> FeatureSpec:
+    def from_json(cls, plain: dict[str, Any], tensors: Mapping[str, np.ndarray]) -> FeatureSpec:
+        """What `to_json` and `tensors` gave."""
         config = dict(plain["config"])
         config["popularity_windows"] = tuple(config["popularity_windows"])
-        fields: dict[str, Any] = {n: tuple(plain[n]) for n in ("countries", "languages", "genres")}
-        fields |= {
-            n: np.asarray(plain[n], np.float32)
-            for n in ("user_mean", "user_scale", "item_mean", "item_scale")
+        spaces = {
+            name: Space(
+                {kind: tensors[f"space.{name}.centre.{kind}"] for kind in ("audiobook", "podcast")},
+                tensors.get(f"space.{name}.axes"),
+            )
+            for name in plain["spaces"]
         }
-        return cls(config=FeatureConfig(**config), **fields)
+        fields: dict[str, Any] = {name: tuple(plain[name]) for name in _WORDS}
+        fields |= {name: np.asarray(tensors[f"spec.{name}"], np.float32) for name in _SCALERS}
+        return cls(config=FeatureConfig(**config), spaces=spaces, **fields)
+
+    @property
+    def layout(self) -> UserLayout:
+        """Where things stand in the dense user features."""
+        return user_layout(self.config, self.spaces)
+
+    def raw_users(self, dense: np.ndarray) -> np.ndarray:
+        """Undo `scale_users`."""
+        return (dense / self.user_scale + self.user_mean).astype(np.float32)
 
     def scale_users(self, dense: np.ndarray) -> np.ndarray:
         return ((dense - self.user_mean) * self.user_scale).astype(np.float32)
 
     def scale_items(self, dense: np.ndarray) -> np.ndarray:
         return ((dense - self.item_mean) * self.item_scale).astype(np.float32)
+
+
+_WORDS = ("countries", "lift_countries", "languages", "genres")
+_SCALERS = ("user_mean", "user_scale", "item_mean", "item_scale")
+_LIFT_COUNTRIES = 16
+"""Countries with the most users that get a lift of their own a title; each is a coordinate of every vector."""
+_LIFT_PRIOR = 50.0
+"""First streams of the whole market that are added to each country's before its lift is taken."""
+
+
+def fit_spaces(config: FeatureConfig, vectors: Vectors) -> dict[str, Space]:
+    """The spaces that histories are averaged in, fitted on the catalogue at the earliest train cut."""
+    found = {"hgnn": fit_space(*vectors.raw("hgnn"), None)} if config.use_hgnn else {}
+    return found | {"text": fit_space(*vectors.raw("text"), config.text_dimensions)}
+
+
+def user_layout(config: FeatureConfig, spaces: Mapping[str, Space]) -> UserLayout:
+    """Columns of the dense user features under a config."""
+    widths = {
+        name: len(space.centre["audiobook"]) if space.axes is None else space.axes.shape[1]
+        for name, space in spaces.items()
+    }
+    return UserLayout(config.music_dimensions, widths, config.weak_signals)
 
 
 def fit_scaler(dense: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -202,6 +267,8 @@ class FeatureBuilder:
         self.extract, self.config = extract, config
         self.artist_vectors, self.artist_known = artist_vectors, artist_known
         self._first_day = first_day
+        self._audiences: dict[int, np.ndarray] = {}
+        """By day: one a target block, and costly."""
 
     @functools.cached_property
     def _audiobook_events(self) -> pd.DataFrame:
@@ -273,6 +340,8 @@ class FeatureBuilder:
             "_music",
             "_stream_days",
             "_first_stream_days",
+            "_first_streams_by_user",
+            "_title_first_day",
         ):
             if name in self.__dict__:
                 folded.__dict__[name] = self.__dict__[name]
@@ -281,35 +350,44 @@ class FeatureBuilder:
     # --- users
 
     def users(
-        self, user_idx: np.ndarray, day: np.ndarray, vectors: Vectors, spec: FeatureSpec | None
+        self,
+        user_idx: np.ndarray,
+        day: np.ndarray,
+        vectors: Vectors,
+        spec: FeatureSpec | None,
+        spaces: Mapping[str, Space] | None = None,
     ) -> UserFeatures:
         """Features of requests (user_idx[r], day[r]); scaled and looked up by `spec`, raw (for fitting) without.
 
-        Dense columns: age and its absence; music vector and its presence; for audiobooks and podcasts, the mean
-        vector of streamed titles, of titles with a weak signal, and log counts of both.
+        Dense columns, see `UserLayout`: age and its absence; music vector and its presence; for audiobooks and
+        podcasts, streamed and (apart) with a weak signal: the mean place in each space, and the log count. The
+        spaces are the spec's, or those given where there is no spec yet.
         """
-        audiobook, podcast = vectors.history(self.config.use_hgnn)
-        parts = []
+        spaces = spec.spaces if spec is not None else spaces or fit_spaces(self.config, vectors)
+        layout = user_layout(self.config, spaces)
+        places = {
+            kind: np.concatenate(
+                [space.place(kind, vectors.raw(name)[number]) for name, space in spaces.items()], axis=1
+            )
+            for number, kind in enumerate(("audiobook", "podcast"))
+        }
+        parts = [np.zeros((0, layout.width), np.float32)]
         for start in range(0, len(user_idx), _CHUNK):
             users, days = user_idx[start : start + _CHUNK], day[start : start + _CHUNK]
             first = self.window_start(days)
             columns = [self._age(users, days), self._music_vector(users, first, days)]
-            for history, matrix in ((self._audiobooks, audiobook), (self._podcasts, podcast)):
-                columns.append(_mean_of(history.titles(users, first, days, (0,), len(matrix)), matrix))
-                if self.config.weak_signals:
-                    weak = tuple(range(1, len(SIGNALS)))
-                    columns.append(_mean_of(history.titles(users, first, days, weak, len(matrix)), matrix))
+            for history in layout.histories:
+                kind, _, weak = history.partition("_")
+                signals = tuple(range(1, len(SIGNALS))) if weak else (0,)
+                events = self._audiobooks if kind == "audiobook" else self._podcasts
+                titles = events.titles(users, first, days, signals, len(places[kind]))
+                columns.append(_mean_of(titles, places[kind]))
             parts.append(np.concatenate(columns, axis=1).astype(np.float32))
-        width = self._user_width(audiobook.shape[1], podcast.shape[1])
-        dense = np.concatenate(parts) if parts else np.zeros((0, width), np.float32)
+        dense = np.concatenate(parts)
         country = self.extract.users["country"].iloc[user_idx]
         if spec is None:
             return UserFeatures(np.zeros(len(user_idx), np.int64), dense)
         return UserFeatures(lookup(country, spec.countries), spec.scale_users(dense))
-
-    def _user_width(self, audiobook: int, podcast: int) -> int:
-        kinds = 2 if self.config.weak_signals else 1
-        return 2 + self.config.music_dimensions + 1 + kinds * (audiobook + 1 + podcast + 1)
 
     def _age(self, users: np.ndarray, days: np.ndarray) -> np.ndarray:
         born = self.extract.users["birth_year"].to_numpy(np.float64, na_value=np.nan)[users]
@@ -330,13 +408,13 @@ class FeatureBuilder:
     def items(self, day: int, vectors: Vectors, spec: FeatureSpec | None) -> ItemFeatures:
         """Features of the whole catalogue as known before day number `day`.
 
-        Dense columns: text vector; HGNN embedding where it is used; popularity (log streams and log first
-        streams, by window and over the whole window); days since publication and since the first stream.
-        `popularity` repeats the columns of popularity and age unscaled, for the prior.
+        Dense columns: text vector, and HGNN embedding where it is used. `popularity`: log streams and log first
+        streams, by window and over the whole window; days since publication and since the first stream. These
+        go into the base alone: a tower that sees them learns what is in fashion today (docs/adr/0010).
         """
         columns = [vectors.audiobook_text]
         if self.config.use_hgnn:
-            columns.append(vectors.history(True)[0])
+            columns.append(vectors.raw("hgnn")[0])
         published = self.extract.published_day
         dated = published > -(10**8)
         since_published = np.where(dated, np.log1p(np.maximum(day - published, 0)), 0.0)
@@ -344,21 +422,73 @@ class FeatureBuilder:
         since_streamed = np.where(streamed, np.log1p(np.maximum(day - self._title_first_day, 0)), 0.0)
         ages = np.stack([since_published, dated, since_streamed, streamed], axis=1).astype(np.float32)
         popularity = np.concatenate([self.popularity(day), ages], axis=1)
-        columns.append(popularity)
         dense = np.concatenate(columns, axis=1).astype(np.float32)
         books = self.extract.audiobooks
         # A title streamed before its publication date is evidently out.
         available = ~dated | (published <= day) | streamed
         if spec is None:
             zeros = np.zeros(len(books), np.int64)
-            return ItemFeatures(zeros, zeros, dense, popularity, available)
+            return ItemFeatures(zeros, zeros, dense, popularity, available, {})
+        before = day if vectors.before is None else min(day, vectors.before)
+        places = {
+            name: unit_rows(space.place("audiobook", vectors.raw(name)[0]))
+            for name, space in spec.spaces.items()
+        }
         return ItemFeatures(
             lookup(books["language"], spec.languages),
             lookup(books["genre"], spec.genres),
             spec.scale_items(dense),
             popularity,
             available,
+            places
+            | {
+                "music": self._audience(before),
+                COUNTRY: self._country_lift(
+                    before, tuple(spec.countries[index - 1] for index in spec.lift_countries)
+                ),
+            },
         )
+
+    def _audience(self, before: int) -> np.ndarray:
+        if before not in self._audiences:
+            self._audiences[before] = self._make_audience(before)
+        return self._audiences[before]
+
+    def _make_audience(self, before: int) -> np.ndarray:
+        """Taste in music of each title's listeners before a day, [N, M]: unit length, zeros where nothing is known.
+
+        The mean music vector of those who streamed it, less that of all who streamed anything.
+        """
+        firsts = self.extract.first_streams
+        firsts = firsts[firsts["day"] < before]
+        listeners, row = np.unique(firsts["user_idx"].to_numpy(np.int64), return_inverse=True)
+        days = np.full(len(listeners), before, np.int64)
+        vectors = self._music_vector(listeners, self.window_start(days), days)
+        present = vectors[:, -1] > 0
+        if not present.any():
+            return np.zeros((len(self.extract.audiobooks), self.config.music_dimensions), np.float32)
+        taste = np.where(present[:, None], vectors[:, :-1] - vectors[present, :-1].mean(axis=0), 0.0)
+        streamed = sp.csr_matrix(
+            (np.ones(len(firsts)), (firsts["audiobook_idx"], row)),
+            shape=(len(self.extract.audiobooks), len(listeners)),
+        )
+        return unit_rows(np.asarray(streamed @ taste))
+
+    def _country_lift(self, before: int, countries: tuple[str, ...]) -> np.ndarray:
+        """log of a title's share of a country's first streams over its share everywhere, [N, countries]."""
+        firsts = self.extract.first_streams
+        firsts = firsts[firsts["day"] < before]
+        titles = len(self.extract.audiobooks)
+        column = pd.Index(list(countries)).get_indexer(
+            self.extract.users["country"].to_numpy(object)[firsts["user_idx"].to_numpy(np.int64)]
+        )
+        known = column >= 0
+        counts = np.zeros((titles, len(countries)))
+        np.add.at(counts, (firsts["audiobook_idx"].to_numpy(np.int64)[known], column[known]), 1.0)
+        total = np.bincount(firsts["audiobook_idx"], minlength=titles) + 0.5
+        share = total / total.sum()
+        own = (counts + _LIFT_PRIOR * share[:, None]) / (counts.sum(axis=0) + _LIFT_PRIOR)
+        return np.log(own / share[:, None]).astype(np.float32)
 
     def popularity(self, day: int) -> np.ndarray:
         """log(count + smoothing) [N, 2 (windows + 1)]: streams, then first streams, before `day`, by window."""
@@ -411,16 +541,24 @@ def _mean_of(titles: sp.csr_matrix, matrix: np.ndarray) -> np.ndarray:
     return np.concatenate([summed / np.maximum(number, 1.0)[:, None], np.log1p(number)[:, None]], axis=1)
 
 
-def fit_spec(builder: FeatureBuilder, users: UserFeatures, items: ItemFeatures) -> FeatureSpec:
+def fit_spec(
+    builder: FeatureBuilder, users: UserFeatures, items: ItemFeatures, spaces: Mapping[str, Space]
+) -> FeatureSpec:
     """Vocabularies of the extract and scalers of raw features (of the training targets and of one day's catalogue)."""
-    books = builder.extract.audiobooks
+    books, countries = builder.extract.audiobooks, builder.extract.users["country"]
+    words = vocabulary(countries, least=5)
+    # By number of users, equal ones by name, so that the choice does not depend on an order of rows.
+    numbers = countries.value_counts()
+    common = sorted(words, key=lambda word: (-numbers[word], word))[:_LIFT_COUNTRIES]
     user_mean, user_scale = fit_scaler(users.dense)
     item_mean, item_scale = fit_scaler(items.dense)
     return FeatureSpec(
         builder.config,
-        vocabulary(builder.extract.users["country"], least=5),
+        words,
+        tuple(sorted(words.index(word) + 1 for word in common)),
         vocabulary(books["language"]),
         vocabulary(books["genre"]),
+        spaces,
         user_mean,
         user_scale,
         item_mean,

@@ -13,7 +13,6 @@ import numpy as np
 import pandas as pd
 
 from audiorec.catalogue import Extract
-from audiorec.embeddings import load_text
 from audiorec.experiments.protocol import HoldOut, Ranker, vector_ranker
 from audiorec.features import FeatureBuilder, Vectors
 from audiorec.store import Manifest, Store
@@ -56,16 +55,6 @@ def make_builder(
     return FeatureBuilder(extract, towers.spec.config, vectors, known, first_day).with_artists_folded_in(
         before
     )
-
-
-def load_vectors(store: Store, text: Manifest, hgnn: Manifest, cut: str) -> Vectors:
-    """Text vectors and the HGNN embeddings of one cut."""
-    matrices = load_text(store, text)
-    embedded = {
-        kind: np.load(store.open(hgnn, f"{cut}.{kind}.npy"), mmap_mode="r", allow_pickle=False)
-        for kind in ("audiobook", "podcast")
-    }
-    return Vectors(matrices["audiobook"], matrices["podcast"], embedded["audiobook"], embedded["podcast"])
 
 
 def load_towers(store: Store, two_tower: Manifest, name: str = "2T-HGNN") -> Towers:

@@ -250,17 +250,22 @@ class TwoTowerSettings(Group):
         "softmax", "softmax over the catalogue with sampling correction, or the paper's equation 5"
     )
     popularity_prior: bool = setting(True, "start from smoothed recent popularity", origin="measured")
+    affinities: bool = setting(
+        True, "... and from affinities to what the user did, weighted by a convex fit", origin="measured"
+    )
+    text_dimensions: int = setting(64, "principal axes of the text that affinities and features keep", gt=0)
+    ridge: float = setting(10.0, "pull of the fit of popularity and affinities", unit="targets", gt=0)
     popularity_windows: tuple[int, ...] = setting(
         (7, 14, 30, 60), "windows of popularity features", unit="days"
     )
     popularity_smoothing: float = setting(0.5, "pseudo-streams added to every title", unit="streams", gt=0)
     full_softmax_limit: int = setting(
-        20_000, "titles up to which the softmax covers the whole catalogue", gt=0
+        2_000, "titles up to which the softmax covers the whole catalogue", gt=0
     )
-    negatives: int = setting(4_096, "uniform negatives a step beyond that", gt=0)
-    learning_rate: float = setting(0.001, "Adam", origin="paper", gt=0)
+    negatives: int = setting(1_024, "uniform negatives a step beyond that", gt=0)
+    learning_rate: float = setting(0.0003, "Adam (paper: 0.001)", origin="measured", gt=0)
     weight_decay: float = setting(0.0001, "L2 on the towers' weights", ge=0)
-    dropout: float = setting(0.1, "after each hidden layer", ge=0, lt=1)
+    dropout: float = setting(0.3, "after each hidden layer", origin="measured", ge=0, lt=1)
     batch_size: int = setting(128, "targets a step", origin="paper", gt=0)
     epochs: int = setting(40, "at most (paper: 10)", gt=0)
     patience: int = setting(3, "epochs without gain on the validation targets", gt=0)

@@ -7,7 +7,7 @@ the day before, and the graph behind the HGNN embeddings ends before the target'
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,8 +16,10 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
+from audiorec.affinities import COUNTRY, Affinities, join_spaces
 from audiorec.catalogue import Extract, day_number
 from audiorec.cuts import Cuts
+from audiorec.embeddings import load_text
 from audiorec.features import (
     FeatureBuilder,
     FeatureConfig,
@@ -25,14 +27,18 @@ from audiorec.features import (
     ItemFeatures,
     UserFeatures,
     Vectors,
+    fit_spaces,
     fit_spec,
 )
+from audiorec.loglinear import Day, fit_loglinear
 from audiorec.settings import Time, TwoTowerSettings
+from audiorec.store import Manifest, Store
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from audiorec.affinities import Space
     from models.two_tower import TwoTower
 
 MODELS = ("2T-HGNN", "2T")
@@ -101,46 +107,78 @@ def find_targets(extract: Extract, cuts: Cuts, time: Time, max_targets: int, see
 
 @dataclass(frozen=True)
 class Towers:
-    """A trained two-tower model with all it needs to rebuild its features."""
+    """A trained two-tower model with all it needs to rebuild its features.
+
+    The score of a user and a title is the inner product of their vectors: what the towers say, plus the title's
+    popularity by the weights of `prior`, plus the affinities by those of `affinity` (by channel; none without).
+    """
 
     name: str
     model: TwoTower
     spec: FeatureSpec
     prior: np.ndarray
+    affinity: Mapping[str, float] | None = None
+
+    @property
+    def affinities(self) -> Affinities | None:
+        """The weighted channels, None in a model without."""
+        if self.affinity is None:
+            return None
+        return Affinities(self.spec.layout, self.spec.lift_countries, self.affinity)
 
     def item_vectors(self, items: ItemFeatures) -> np.ndarray:
-        """Audiobook vectors [N, 129], the popularity bias in the last coordinate."""
+        """Audiobook vectors [N, 129 + D]: the towers' 128, the popularity bias, and the places in each space."""
         import torch
 
         self.model.eval()
         with torch.no_grad():
-            return self.model.item_vectors(*item_tensors(items, self.prior)).numpy()
+            vectors = self.model.item_vectors(*item_tensors(items, self.prior)).numpy()
+        return np.concatenate([vectors, self.item_places(items)], axis=1)
+
+    def item_places(self, items: ItemFeatures) -> np.ndarray:
+        """The titles' side of the affinities [N, D]; no column in a model without."""
+        affinities = self.affinities
+        if affinities is None:
+            return np.zeros((len(items.dense), 0), np.float32)
+        return join_spaces(items.spaces, affinities.spaces)
 
     def user_vectors(self, users: UserFeatures) -> np.ndarray:
-        """User vectors [R, 129]; the inner product with an item vector is the score."""
+        """User vectors [R, 129 + D]; the inner product with an item vector is the score."""
         import torch
 
         self.model.eval()
-        with torch.no_grad():
-            parts = [
-                self.model.user_vectors(
-                    torch.from_numpy(users.country_idx[start : start + 8192]),
-                    torch.from_numpy(users.dense[start : start + 8192]),
+        parts = [
+            np.zeros((0, self.model.dim + self.user_places(_rows(users, slice(0, 0))).shape[1]), np.float32)
+        ]
+        for start in range(0, len(users.dense), 8192):
+            some = _rows(users, slice(start, start + 8192))
+            with torch.no_grad():
+                vectors = self.model.user_vectors(
+                    torch.from_numpy(some.country_idx), torch.from_numpy(some.dense)
                 ).numpy()
-                for start in range(0, len(users.dense), 8192)
-            ]
-        return np.concatenate(parts) if parts else np.zeros((0, self.model.dim), np.float32)
+            parts.append(np.concatenate([vectors, self.user_places(some)], axis=1))
+        return np.concatenate(parts)
+
+    def user_places(self, users: UserFeatures) -> np.ndarray:
+        """The users' side of the affinities [R, D]; no column in a model without."""
+        affinities = self.affinities
+        if affinities is None:
+            return np.zeros((len(users.dense), 0), np.float32)
+        return affinities.users(self.spec.raw_users(users.dense), users.country_idx)
 
     def save(self, weights: Path, record: Path) -> None:
-        """Write the weights as safetensors and everything else as JSON."""
+        """Write the arrays as safetensors and everything else as JSON."""
+        import torch
         from safetensors.torch import save_file
 
-        save_file({k: v.contiguous() for k, v in self.model.state_dict().items()}, weights)
+        arrays = {k: v.contiguous() for k, v in self.model.state_dict().items()}
+        save_file(arrays | {k: torch.from_numpy(v.copy()) for k, v in self.spec.tensors().items()}, weights)
         described = {
             "name": self.name,
             "model": asdict(self.model.config),
             "features": self.spec.to_json(),
             "prior": self.prior.tolist(),
+            "affinity": None if self.affinity is None else dict(self.affinity),
         }
         record.write_text(json.dumps(described, sort_keys=True) + "\n")
 
@@ -155,13 +193,34 @@ class Towers:
         config = dict(described["model"])
         config["hidden"] = tuple(config["hidden"])
         model = TwoTower(TwoTowerConfig(**config))
-        model.load_state_dict(load_file(weights))
+        arrays = load_file(weights)
+        own = {name: arrays.pop(name) for name in [n for n in arrays if n.startswith(("spec.", "space."))]}
+        model.load_state_dict(arrays)
         return cls(
             described["name"],
             model.eval(),
-            FeatureSpec.from_json(described["features"]),
+            FeatureSpec.from_json(described["features"], {name: v.numpy() for name, v in own.items()}),
             np.asarray(described["prior"], np.float32),
+            described["affinity"],
         )
+
+
+def _rows(users: UserFeatures, rows: slice) -> UserFeatures:
+    return UserFeatures(users.country_idx[rows], users.dense[rows])
+
+
+def load_vectors(
+    store: Store, text: Manifest, hgnn: Manifest, cut: str, before: int | None = None
+) -> Vectors:
+    """Text vectors and the HGNN embeddings of one cut, which ends before a day number."""
+    matrices = load_text(store, text)
+    embedded = {
+        kind: np.load(store.open(hgnn, f"{cut}.{kind}.npy"), mmap_mode="r", allow_pickle=False)
+        for kind in ("audiobook", "podcast")
+    }
+    return Vectors(
+        matrices["audiobook"], matrices["podcast"], embedded["audiobook"], embedded["podcast"], before
+    )
 
 
 def item_tensors(items: ItemFeatures, prior: np.ndarray) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -174,44 +233,6 @@ def item_tensors(items: ItemFeatures, prior: np.ndarray) -> tuple[Tensor, Tensor
         torch.from_numpy(items.dense),
         torch.from_numpy((items.popularity @ prior).astype(np.float32)),
     )
-
-
-def fit_prior(
-    days: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]], start: np.ndarray, ridge: float = 1.0
-) -> np.ndarray:
-    """Weights of a conditional logit on popularity and age alone: the untrained model.
-
-    Departure from the paper, which has no prior: on data with real times recent popularity is the rival to beat
-    (docs/adr), and the best mix of windows differs from source to source, so it is fitted on the training targets.
-
-    Args:
-        days: one entry a target day: features [N, P], available bool [N], targets [T_day] (audiobook_idx).
-        start: weights [P] that the ridge pulls to.
-        ridge: pull, in units of one target's log-likelihood.
-    """
-    import torch
-
-    torch_days = [
-        (torch.from_numpy(f).double(), torch.from_numpy(~a), torch.from_numpy(t))
-        for f, a, t in days
-        if len(t)
-    ]
-    centre = torch.from_numpy(start).double()
-    weights = centre.clone().requires_grad_()
-    optimizer = torch.optim.LBFGS([weights], max_iter=100, line_search_fn="strong_wolfe")
-
-    def negative_log_likelihood() -> Tensor:
-        optimizer.zero_grad()
-        total = ridge * ((weights - centre) ** 2).sum()
-        for features, unavailable, targets in torch_days:
-            scores = (features @ weights).masked_fill(unavailable, -torch.inf)
-            total = total + len(targets) * torch.logsumexp(scores, 0) - (features[targets] @ weights).sum()
-        total.backward()
-        return total
-
-    if torch_days:
-        optimizer.step(negative_log_likelihood)
-    return weights.detach().numpy().astype(np.float32)
 
 
 def starting_prior(features: FeatureConfig, width: int) -> np.ndarray:
@@ -248,23 +269,27 @@ class Trainer:
             settings,
         )
         training = np.flatnonzero(~targets.validation)
-        sample = training[np.linspace(0, len(training) - 1, min(len(training), 20_000)).astype(int)]
-        raw_users = self._user_features(targets.take(sample), None)
+        sample = _spread(training, 20_000)
+        spaces = fit_spaces(builder.config, vectors[0])
+        raw_users = self._user_features(targets.take(sample), None, spaces)
         last_day = int(targets.day[training[-1]]) if len(training) else int(targets.day[-1])
         raw_items = builder.items(last_day, vectors[-1], None)
-        self.spec = fit_spec(builder, raw_users, raw_items)
+        self.spec = fit_spec(builder, raw_users, raw_items, spaces)
         self._items: dict[int, ItemFeatures] = {}
         self._cache_days = raw_items.dense.size * len(np.unique(targets.day)) < _CACHED_NUMBERS
         self._users: UserFeatures | None = None
         if len(targets) * raw_users.dense.shape[1] < _CACHED_NUMBERS:
             self._users = self._user_features(targets, self.spec)
-        self._fit_prior(training)
+        self.affinity: dict[str, float] | None = None
+        self._fit_base(training)
 
-    def _user_features(self, targets: Targets, spec: FeatureSpec | None) -> UserFeatures:
+    def _user_features(
+        self, targets: Targets, spec: FeatureSpec | None, spaces: Mapping[str, Space] | None = None
+    ) -> UserFeatures:
         """Features of each target's user as known before its day, in the targets' order."""
         order = np.argsort(targets.block, kind="stable")
         parts = [
-            self.builder.users(targets.user_idx[rows], targets.day[rows], self.vectors[block], spec)
+            self.builder.users(targets.user_idx[rows], targets.day[rows], self.vectors[block], spec, spaces)
             for block, rows in _by(targets.block)
         ]
         back = np.argsort(order, kind="stable")
@@ -279,14 +304,66 @@ class Trainer:
             return self._user_features(self.targets.take(rows), self.spec)
         return UserFeatures(self._users.country_idx[rows], self._users.dense[rows])
 
-    def _fit_prior(self, training: np.ndarray) -> None:
-        days = []
-        for day, rows in _by(self.targets.day[training]):
-            items = self.items(day, int(self.targets.block[training[rows[0]]]))
-            days.append((items.popularity, items.available, self.targets.audiobook_idx[training[rows]]))
-        width = days[0][0].shape[1] if days else self.items(int(self.targets.day[0]), 0).popularity.shape[1]
+    def _fit_base(self, training: np.ndarray) -> None:
+        """Weights of popularity and of the affinities: the untrained model."""
+        width = self.items(int(self.targets.day[0]), int(self.targets.block[0])).popularity.shape[1]
         start = starting_prior(self.spec.config, width)
-        self.prior = fit_prior(days, start) if self.settings.popularity_prior else np.zeros(width, np.float32)
+        self.prior = np.zeros(width, np.float32)
+        if not self.settings.popularity_prior:
+            return
+        affinities = (
+            Affinities(self.spec.layout, self.spec.lift_countries, {}) if self.settings.affinities else None
+        )
+        names = [c.name for c in self.spec.layout.channels()] + [COUNTRY] if affinities else []
+        titles = min(len(self.builder.extract.audiobooks), self._base_titles)
+        chosen = _spread(training, max(1, _BASE_NUMBERS // (titles * (len(names) + 1))))
+        generator = np.random.default_rng(self.settings.seed)
+        days = [
+            self._base_day(day, chosen[rows], affinities, names, generator)
+            for day, rows in _by(self.targets.day[chosen])
+        ]
+        weights, channel_weights = fit_loglinear(days, start, len(names), self.settings.ridge)
+        self.prior = weights.astype(np.float32)
+        if affinities:
+            self.affinity = {name: float(weight) for name, weight in zip(names, channel_weights, strict=True)}
+
+    @property
+    def _base_titles(self) -> int:
+        """Titles up to which the base is fitted on the whole catalogue; beyond, on a sample of `negatives`."""
+        return max(self.settings.negatives, min(self.settings.full_softmax_limit, 5_000))
+
+    def _base_day(
+        self,
+        day: int,
+        rows: np.ndarray,
+        affinities: Affinities | None,
+        names: Sequence[str],
+        generator: np.random.Generator,
+    ) -> Day:
+        batch = self.targets.take(rows)
+        items = self.items(day, int(batch.block[0]))
+        closed = self._closed(batch, items)
+        titles = len(items.dense)
+        columns, log_odds = np.arange(titles), np.zeros(titles, np.float32)
+        if titles > self._base_titles:
+            drawn = generator.choice(titles, self.settings.negatives, replace=False)
+            columns = np.unique(np.concatenate([drawn, batch.audiobook_idx]))
+            # Each drawn title stands for many that were not.
+            log_odds = np.where(np.isin(columns, drawn), np.log(titles / len(drawn)), 0.0).astype(np.float32)
+        scores = np.zeros((len(batch), len(columns), len(names)), np.float32)
+        if affinities is not None:
+            users = self.users(rows)
+            placed = affinities.placed(self.spec.raw_users(users.dense), users.country_idx)
+            for number, name in enumerate(names):
+                space, places = placed[name]
+                scores[:, :, number] = places @ items.spaces[space][columns].T
+        return Day(
+            items.popularity[columns],
+            scores,
+            closed[:, columns],
+            np.searchsorted(columns, batch.audiobook_idx),
+            log_odds,
+        )
 
     def items(self, day: int, block: int) -> ItemFeatures:
         """Scaled features of the catalogue on a day; cached while the catalogue is small."""
@@ -298,9 +375,11 @@ class Trainer:
         return self._items[day]
 
     def fit(self, report: Callable[[dict[str, Any]], None]) -> tuple[Towers, list[dict[str, Any]]]:
-        """Train until the validation targets stop gaining; the untrained model (the prior) is epoch 0.
+        """Train until the validation targets stop gaining; the untrained model (the base) is epoch 0.
 
-        Returns the towers of the best epoch and a line of figures an epoch.
+        Kept is the earliest epoch that the best one does not beat by more than one standard error of the paired
+        difference: what the last few gains are made of does not outlive the days they were seen on.
+        Returns its towers and a line of figures an epoch.
         """
         import torch
 
@@ -315,31 +394,39 @@ class Trainer:
             weight_decay=settings.weight_decay,
         )
         generator = np.random.default_rng(settings.seed)
-        towers = Towers(self.name, model, self.spec, self.prior)
-        history = [{"epoch": 0, "loss": None, **self.validate(towers)}]
-        report(history[0])
-        best = {name: value.clone() for name, value in model.state_dict().items()}
-        best_epoch = 0
+        towers = Towers(self.name, model, self.spec, self.prior, self.affinity)
+        history: list[dict[str, Any]] = []
+        objectives: list[np.ndarray] = []
+        states: list[dict[str, Tensor]] = []
+
+        def judge_epoch(losses: list[float]) -> None:
+            figures, objective = self.validate(towers)
+            line = {
+                "epoch": len(history),
+                "loss": float(np.mean(losses)) if losses else None,
+                **figures,
+            }
+            history.append(line)
+            objectives.append(objective)
+            states.append({name: value.clone() for name, value in model.state_dict().items()})
+            report(line)
+
+        judge_epoch([])
         training = np.flatnonzero(~self.targets.validation)
         for epoch in range(1, settings.epochs + 1):
             model.train()
-            losses = [
-                self._step(model, optimizer, rows, generator) for rows in self._batches(training, generator)
-            ]
-            line = {
-                "epoch": epoch,
-                "loss": float(np.mean(losses)) if losses else None,
-                **self.validate(towers),
-            }
-            history.append(line)
-            report(line)
-            if line["objective"] > history[best_epoch]["objective"]:
-                best_epoch = epoch
-                best = {name: value.clone() for name, value in model.state_dict().items()}
-            if epoch - best_epoch >= settings.patience:
+            judge_epoch(
+                [
+                    self._step(towers, optimizer, rows, generator)
+                    for rows in self._batches(training, generator)
+                ]
+            )
+            best = max(range(len(history)), key=lambda e: (history[e]["objective"], -e))
+            if epoch - best >= settings.patience:
                 break
-        model.load_state_dict(best)
-        return towers, [{**line, "best": line["epoch"] == best_epoch} for line in history]
+        kept = earliest_as_good(objectives)
+        model.load_state_dict(states[kept])
+        return towers, [{**line, "best": line["epoch"] == kept} for line in history]
 
     def _config(self) -> Any:
         from models.two_tower import TwoTowerConfig
@@ -352,6 +439,7 @@ class Trainer:
             item_features=len(self.spec.item_mean),
             hidden=self.settings.layers,
             dropout=self.settings.dropout,
+            centre_users=self.settings.popularity_prior,
             popularity_prior=self.settings.popularity_prior,
             learn_scale=self.settings.loss == "softmax",
             seed=self.settings.seed,
@@ -366,7 +454,7 @@ class Trainer:
 
     def _step(
         self,
-        model: TwoTower,
+        towers: Towers,
         optimizer: torch.optim.Optimizer,
         targets: np.ndarray,
         generator: np.random.Generator,
@@ -375,7 +463,7 @@ class Trainer:
 
         from models.losses import inverse_propensity_loss, softmax_loss
 
-        batch = self.targets.take(targets)
+        model, batch = towers.model, self.targets.take(targets)
         items = self.items(int(batch.day[0]), int(batch.block[0]))
         users = self.users(targets)
         user = model.user_vectors(torch.from_numpy(users.country_idx), torch.from_numpy(users.dense))
@@ -389,8 +477,10 @@ class Trainer:
             rows, log_q = self._candidates(batch, len(items.dense), generator)
             column = np.searchsorted(rows, batch.audiobook_idx)
             item = model.item_vectors(*(t[rows] for t in item_tensors(items, self.prior)))
+            # The affinities are as they were fitted; the towers learn what these miss.
+            base = towers.user_places(users) @ towers.item_places(items)[rows].T
             loss = softmax_loss(
-                user @ item.T,
+                user @ item.T + torch.from_numpy(base),
                 torch.from_numpy(column),
                 None if log_q is None else torch.from_numpy(log_q),
                 torch.from_numpy(closed[:, rows]),
@@ -432,14 +522,15 @@ class Trainer:
         smoothed = self._positive_share() + 1.0 / max(len(self.targets), 1)
         return torch.from_numpy((smoothed / smoothed.sum()).astype(np.float32))
 
-    def validate(self, towers: Towers) -> dict[str, Any]:
-        """Figures on the validation targets: log-likelihood a target, HR@10 and MRR@100 over the whole catalogue.
+    def validate(self, towers: Towers) -> tuple[dict[str, Any], np.ndarray]:
+        """Figures on the validation targets, and the objective of each [T].
 
-        `objective` is what stopping goes by: the log-likelihood under a softmax (steadier than hits), MRR otherwise.
+        Log-likelihood a target, HR@10 and MRR@100 over the whole catalogue. `objective` is what stopping goes by:
+        the log-likelihood under a softmax (steadier than hits), the reciprocal rank otherwise.
         """
         validation = np.flatnonzero(self.targets.validation)
         if not len(validation):
-            return {"log_likelihood": 0.0, "hr_10": 0.0, "mrr": 0.0, "objective": 0.0}
+            return {"log_likelihood": 0.0, "hr_10": 0.0, "mrr": 0.0, "objective": 0.0}, np.zeros(0)
         likelihood, ranks = [], []
         for day, chosen in _by(self.targets.day[validation]):
             rows = validation[chosen]
@@ -453,15 +544,41 @@ class Trainer:
             total = np.exp(scores - top[:, None]).sum(axis=1) + np.exp(own - top)
             likelihood.append(own - top - np.log(total))
             ranks.append(1 + (scores > own[:, None]).sum(axis=1))
-        rank = np.concatenate(ranks)
-        mean_likelihood = float(np.concatenate(likelihood).mean())
-        mrr = float(np.where(rank <= 100, 1.0 / rank, 0.0).mean())
-        return {
-            "log_likelihood": mean_likelihood,
+        rank, by_target = np.concatenate(ranks), np.concatenate(likelihood)
+        reciprocal = np.where(rank <= 100, 1.0 / rank, 0.0)
+        objective = by_target if self.settings.loss == "softmax" else reciprocal
+        figures = {
+            "log_likelihood": float(by_target.mean()),
             "hr_10": float((rank <= 10).mean()),
-            "mrr": mrr,
-            "objective": mean_likelihood if self.settings.loss == "softmax" else mrr,
+            "mrr": float(reciprocal.mean()),
+            "objective": float(objective.mean()),
         }
+        return figures, objective
+
+
+def earliest_as_good(objectives: Sequence[np.ndarray]) -> int:
+    """The first epoch that the best one does not beat by more than one standard error of the paired difference.
+
+    Args:
+        objectives: one array [T] an epoch, the higher the better, of the same targets.
+    """
+    best = max(
+        range(len(objectives)), key=lambda e: (objectives[e].mean() if len(objectives[e]) else 0.0, -e)
+    )
+    for epoch in range(best):
+        lead = objectives[best] - objectives[epoch]
+        if len(lead) < 2 or lead.mean() <= lead.std(ddof=1) / np.sqrt(len(lead)):
+            return epoch
+    return best
+
+
+_BASE_NUMBERS = 100_000_000
+"""Scores (targets x titles x channels) that the base is fitted on, at most: 400 MB."""
+
+
+def _spread(rows: np.ndarray, limit: int) -> np.ndarray:
+    """At most `limit` of the rows, evenly spread over them."""
+    return rows[np.linspace(0, len(rows) - 1, min(len(rows), limit)).astype(int)]
 
 
 def _by(values: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
@@ -494,5 +611,6 @@ def feature_config(
         popularity_smoothing=settings.popularity_smoothing,
         weak_signals=settings.weak_signals,
         music_dimensions=music_dimensions,
+        text_dimensions=settings.text_dimensions,
         use_hgnn=use_hgnn,
     )

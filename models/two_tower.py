@@ -25,7 +25,7 @@ class TwoTowerConfig:
     user_features: int
     """Width of the dense user input: age, music vector, pooled item vectors, flags."""
     item_features: int
-    """Width of the dense item input: text, HGNN vector, popularity, age of the title."""
+    """Width of the dense item input: text, HGNN vector."""
     popularity_features: int = 0
     """Width of the popularity features that the learned bias may add to the prior."""
     hidden: tuple[int, ...] = (512, 256, 128)
@@ -35,6 +35,9 @@ class TwoTowerConfig:
     genre_dim: int = 16
     layer_norm: bool = False
     dropout: float = 0.0
+    centre_users: bool = True
+    """Take the mean user's output off every user's, so that the towers say who deviates and not what is popular:
+    that is the prior's part, which knows the day. Without, titles of the target days are learnt by heart."""
     popularity_prior: bool = True
     """Start from popularity: score = scale * cosine + bias with scale 0 and bias log-popularity at first.
     Without it (the paper's recipe) score = scale * cosine with scale 1 at first."""
@@ -69,6 +72,8 @@ class TwoTower(nn.Module):
         self.audiobook_tower = _tower(config.language_dim + config.genre_dim + config.item_features, config)
         start = (0.0 if config.popularity_prior else 1.0) / config.scale_unit
         self.scale = nn.Parameter(torch.tensor(start), requires_grad=config.learn_scale)
+        self.mean_user: Tensor
+        self.register_buffer("mean_user", torch.zeros(config.hidden[-1]))
         self.prior_weight: nn.Parameter | None = None
         self.popularity: nn.Linear | None = None
         if config.popularity_prior:
@@ -90,6 +95,7 @@ class TwoTower(nn.Module):
             elif isinstance(module, nn.Embedding):
                 nn.init.normal_(module.weight, std=0.1, generator=generator)
         with torch.no_grad():
+            self.mean_user.zero_()
             self.scale.fill_((0.0 if self.config.popularity_prior else 1.0) / self.config.scale_unit)
             if self.prior_weight is not None:
                 self.prior_weight.fill_(1.0)
@@ -99,6 +105,10 @@ class TwoTower(nn.Module):
     def user_vectors(self, country_idx: Tensor, features: Tensor) -> Tensor:
         """country_idx int64 [B], features [B, user_features] -> [B, dim], the last coordinate 1."""
         output = l2_normalize(self.user_tower(torch.cat([self.country(country_idx), features], dim=1)))
+        if self.config.centre_users:
+            if self.training and len(output):
+                self.mean_user.lerp_(output.detach().mean(dim=0), _MOMENTUM)
+            output = output - self.mean_user
         return torch.cat([output, output.new_ones((len(output), 1))], dim=1)
 
     def item_vectors(
@@ -128,6 +138,10 @@ class TwoTower(nn.Module):
                     )
                 bias = bias + self.popularity(popularity_features)
         return torch.cat([output, bias], dim=1)
+
+
+_MOMENTUM = 0.05
+"""Weight of a batch in the running mean of users' outputs."""
 
 
 def _tower(in_dim: int, config: TwoTowerConfig) -> nn.Sequential:

@@ -23,12 +23,12 @@ from audiorec.experiments.protocol import (
 )
 from audiorec.experiments.report import metrics_table, plot_metrics
 from audiorec.features import FeatureBuilder
-from audiorec.judging import ArtistVectors, load_towers, load_vectors, make_builder, towers_ranker
+from audiorec.judging import ArtistVectors, load_towers, make_builder, towers_ranker
 from audiorec.progress import Progress
 from audiorec.settings import Settings
 from audiorec.store import Manifest
 from audiorec.taskio import Inputs, Output
-from audiorec.towers import MODELS, Targets, find_targets
+from audiorec.towers import MODELS, Targets, find_targets, load_vectors
 from models.metrics import first_hit_ranks, hit_rate_at_k, top_k
 
 WHOLE_WINDOW = "popularity, whole window"

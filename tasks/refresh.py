@@ -47,9 +47,11 @@ def run(settings: Settings, inputs: Inputs, out: Output) -> Manifest:
     progress.advance(note="HGNN embeddings")
 
     towers = load_towers(store, inputs["train_two_tower"])
-    vectors = Vectors(text["audiobook"], text["podcast"], embedded["audiobook"], embedded["podcast"])
-    artists = ArtistVectors.load(store, inputs["embed_music"])
     tomorrow = inputs.as_of + timedelta(days=1)
+    vectors = Vectors(
+        text["audiobook"], text["podcast"], embedded["audiobook"], embedded["podcast"], day_number(tomorrow)
+    )
+    artists = ArtistVectors.load(store, inputs["embed_music"])
     builder = make_builder(extract, towers, artists, all_cuts.first_day, tomorrow)
     day = day_number(tomorrow)
     items = builder.items(day, vectors, towers.spec)

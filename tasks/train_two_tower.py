@@ -12,16 +12,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from audiorec.catalogue import load_extract
+from audiorec.catalogue import day_number, load_extract
 from audiorec.cuts import cuts
-from audiorec.embeddings import load_text
 from audiorec.errors import BadData
-from audiorec.features import FeatureBuilder, Vectors
+from audiorec.features import FeatureBuilder
 from audiorec.progress import Progress
 from audiorec.settings import Settings
 from audiorec.store import Manifest
 from audiorec.taskio import Inputs, Output
-from audiorec.towers import MODELS, Trainer, feature_config, find_targets
+from audiorec.towers import MODELS, Trainer, feature_config, find_targets, load_vectors
 from audiorec.tracking import Curves, curves
 
 
@@ -45,16 +44,16 @@ def run(settings: Settings, inputs: Inputs, out: Output) -> Manifest:
             f"warning: only {len(targets)} targets in {settings.time.target_blocks} block(s) of {settings.time.target_days} days; "
             f"with fewer than {settings.time.validation_targets} stopping goes by chance. Raise time.target_blocks"
         )
-    vectors = []
-    text = load_text(inputs.store, inputs["embed_text"])
-    for block in all_cuts.blocks:
-        hgnn = {
-            kind: np.load(
-                inputs.open("train_hgnn", f"{block.cut.name}.{kind}.npy"), mmap_mode="r", allow_pickle=False
-            )
-            for kind in ("audiobook", "podcast")
-        }
-        vectors.append(Vectors(text["audiobook"], text["podcast"], hgnn["audiobook"], hgnn["podcast"]))
+    vectors = [
+        load_vectors(
+            inputs.store,
+            inputs["embed_text"],
+            inputs["train_hgnn"],
+            block.cut.name,
+            day_number(block.first_day),
+        )
+        for block in all_cuts.blocks
+    ]
     artists = np.load(inputs.open("embed_music", "artist_vectors.npy"), allow_pickle=False)
     known = pd.read_parquet(inputs.open("embed_music", "artists.parquet"))["known"].to_numpy(bool)
     facts = {}

@@ -20,12 +20,21 @@ from audiorec.cuts import cuts
 from audiorec.embeddings import embed_cut
 from audiorec.experiments.protocol import judge, make_hold_out, popularity_ranker
 from audiorec.features import FeatureBuilder, FeatureSpec, Vectors
-from audiorec.judging import ArtistVectors, load_towers, load_vectors, make_builder, towers_ranker
+from audiorec.judging import ArtistVectors, load_towers, make_builder, towers_ranker
 from audiorec.runner import run_task
 from audiorec.settings import Evaluation, Time, TwoTowerSettings
 from audiorec.store import Store
 from audiorec.taskio import Inputs
-from audiorec.towers import Targets, Towers, Trainer, feature_config, find_targets, fit_prior, starting_prior
+from audiorec.towers import (
+    Targets,
+    Towers,
+    Trainer,
+    feature_config,
+    find_targets,
+    fit_prior,
+    load_vectors,
+    starting_prior,
+)
 from models.edges import EDGE_TYPES, Csr
 from models.hgnn import HeteroGraphSAGE
 from models.metrics import hit_rate_at_k, paired_bootstrap_interval
