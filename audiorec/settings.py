@@ -269,6 +269,13 @@ class TwoTowerSettings(Group):
     batch_size: int = setting(128, "targets a step", origin="paper", gt=0)
     epochs: int = setting(40, "at most (paper: 10)", gt=0)
     patience: int = setting(3, "epochs without gain on the validation targets", gt=0)
+    residual_share: float = setting(
+        0.5,
+        "share of what the towers learnt beyond the base that is kept: they learn from the next day and serve for weeks",
+        origin="measured",
+        gt=0,
+        le=1,
+    )
     max_targets: int = setting(200_000, "targets used; a seeded sample beyond", gt=0)
     weak_signals: bool = setting(
         True, "follow, preview and intent to pay among the user's features", origin="paper"

@@ -426,6 +426,9 @@ class Trainer:
                 break
         kept = earliest_as_good(objectives)
         model.load_state_dict(states[kept])
+        if settings.popularity_prior:
+            with torch.no_grad():
+                model.scale.mul_(settings.residual_share)
         return towers, [{**line, "best": line["epoch"] == kept} for line in history]
 
     def _config(self) -> Any:
