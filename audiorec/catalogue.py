@@ -11,6 +11,7 @@ import pandas as pd
 import pyarrow as pa
 
 from audiorec import duck
+from audiorec.cuts import cuts
 from audiorec.settings import Settings
 from audiorec.taskio import Inputs
 
@@ -29,6 +30,38 @@ class Extract:
 
     inputs: Inputs
     settings: Settings
+    thinned: bool = False
+    """Pairs of `settings.scarcity` are left out of audiobook events and first streams (experiments only)."""
+
+    @functools.cached_property
+    def whole(self) -> Extract:
+        """The same with all pairs: who is judged, on what, and what is never recommended again."""
+        return Extract(self.inputs, self.settings) if self.thinned else self
+
+    @functools.cached_property
+    def _dropped(self) -> np.ndarray:
+        """Sorted keys (user, title) of the pairs streamed before the split that scarcity leaves out."""
+        firsts = self.whole.first_streams
+        split = day_number(cuts(self.as_of, self.settings.time).split)
+        users, titles = (
+            self.users["user_id"].to_numpy(object),
+            self.audiobooks["audiobook_id"].to_numpy(object),
+        )
+        chance = pair_chance(
+            users[firsts["user_idx"]], titles[firsts["audiobook_idx"]], self.settings.scarcity.seed
+        )
+        gone = firsts[(firsts["day"] < split) & (chance >= self.settings.scarcity.share)]
+        return np.sort(self._pair_key(gone["user_idx"], gone["audiobook_idx"]))
+
+    def _pair_key(self, user_idx: pd.Series, audiobook_idx: pd.Series) -> np.ndarray:
+        return user_idx.to_numpy(np.int64) * len(self.audiobooks) + audiobook_idx.to_numpy(np.int64)
+
+    def _thin(self, rows: pd.DataFrame, column: str) -> pd.DataFrame:
+        """Rows of audiobooks less those of dropped pairs."""
+        if not self.thinned:
+            return rows
+        gone = np.isin(self._pair_key(rows["user_idx"], rows[column]), self._dropped)
+        return rows[~gone].reset_index(drop=True)
 
     @property
     def as_of(self) -> date:
@@ -69,7 +102,7 @@ class Extract:
     @functools.cached_property
     def first_streams(self) -> pd.DataFrame:
         """user_idx, audiobook_idx, day: first streams of audiobooks in the catalogue, over all history up to as_of."""
-        return self._first_streams("audiobook", self.audiobooks["audiobook_id"])
+        return self._thin(self._first_streams("audiobook", self.audiobooks["audiobook_id"]), "audiobook_idx")
 
     @functools.cached_property
     def first_podcast_streams(self) -> pd.DataFrame:
@@ -120,7 +153,7 @@ class Extract:
         connection.register(
             "signals", pa.table({"event": list(SIGNALS), "signal": list(range(len(SIGNALS)))})
         )
-        return connection.execute(
+        found = connection.execute(
             """
             SELECT
                 user_idx, item_idx, signal::BIGINT AS signal,
@@ -133,6 +166,7 @@ class Extract:
             """,
             {"paths": paths, "item_type": item_type},
         ).df()
+        return self._thin(found, "item_idx") if item_type == "audiobook" else found
 
     @functools.cached_property
     def artists(self) -> pd.Series:
@@ -161,6 +195,19 @@ def _days(values: pd.Series) -> np.ndarray:
     return days.fillna(10**9).to_numpy(np.int64)
 
 
+def pair_chance(users: np.ndarray, titles: np.ndarray, seed: int) -> np.ndarray:
+    """A number in [0, 1) for each pair of ids, by a hash of both and the seed."""
+    hashed = pd.util.hash_array(users.astype(object), categorize=True)
+    mixed = hashed * np.uint64(0x9E3779B97F4A7C15) ^ pd.util.hash_array(
+        titles.astype(object), categorize=True
+    )
+    # splitmix64's last steps: the bits of both ids and of the seed reach all others.
+    mixed = mixed + np.uint64(seed * 0xD1342543DE82EF95 % 2**64)
+    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return ((mixed ^ (mixed >> np.uint64(31))) >> np.uint64(11)).astype(np.float64) / 2.0**53
+
+
 def load_extract(settings: Settings, inputs: Inputs) -> Extract:
-    """The extract among a task's inputs."""
-    return Extract(inputs, settings)
+    """The extract among a task's inputs, thinned where the settings say so."""
+    return Extract(inputs, settings, settings.scarcity.share < 1.0)

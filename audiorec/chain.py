@@ -13,6 +13,12 @@ class Task:
     inputs: tuple[str, ...]
     settings: tuple[str, ...]
     purpose: str
+    package: str = "tasks"
+
+    @property
+    def module(self) -> str:
+        """The module whose `run` does the work."""
+        return f"{self.package}.{self.name}"
 
 
 _TASKS = (
@@ -25,18 +31,18 @@ _TASKS = (
     Task("validate", ("extract",), ("time", "validation"), "data-quality verdict and Data Docs"),
     Task("embed_text", ("extract",), ("text",), "Sentence-BERT vectors of title and description"),
     Task("embed_music", ("extract",), ("time", "music"), "artist vectors, factorised on the train cut"),
-    Task("build_graph", ("extract",), ("time", "graph"), "the co-listening graph at every cut"),
+    Task("build_graph", ("extract",), ("time", "graph", "scarcity"), "the co-listening graph at every cut"),
     Task("train_hgnn", ("embed_text", "build_graph"), ("time", "hgnn"), "HGNN weights and item embeddings"),
     Task(
         "train_two_tower",
         ("extract", "embed_text", "embed_music", "train_hgnn"),
-        ("time", "two_tower"),
+        ("time", "two_tower", "scarcity"),
         "weights of both towers, with and without HGNN",
     ),
     Task(
         "evaluate",
         ("extract", "embed_text", "embed_music", "train_hgnn", "train_two_tower"),
-        ("time", "evaluation"),
+        ("time", "evaluation", "scarcity"),
         "the protocol on the hold-out: metrics, segments, rivals, ranks",
     ),
     Task(
@@ -66,3 +72,14 @@ _TASKS = (
 
 CHAIN: dict[str, Task] = {task.name: task for task in _TASKS}
 """Tasks by name, in the order in which they run."""
+
+RIVALS = Task(
+    "rivals",
+    ("extract", "embed_text", "embed_music", "train_hgnn"),
+    ("time", "evaluation", "scarcity", "rivals", "music"),
+    "other recommenders on the same hold-out, for experiments",
+    package="audiorec.experiments",
+)
+
+TASKS: dict[str, Task] = {**CHAIN, RIVALS.name: RIVALS}
+"""All that the runner can run: the chain, and what only experiments need."""

@@ -29,6 +29,11 @@ class Edges:
     indices: np.ndarray
     users: np.ndarray
 
+    @classmethod
+    def none(cls, rows: int) -> Edges:
+        """A relation without edges."""
+        return cls(np.zeros(rows + 1, np.int64), np.zeros(0, np.int32), np.zeros(0, np.int32))
+
 
 def listening_matrix(events: pd.DataFrame, users: int, titles: int, max_titles: int) -> sp.csr_matrix:
     """0/1 matrix [users, titles] of streams; of each user only the `max_titles` latest titles count."""
@@ -119,10 +124,17 @@ def cut_relations(extract: Extract, cut: Cut, settings: Graph) -> dict[str, Edge
     podcasts = listening_matrix(
         extract.events("podcast", cut.first_day, cut.last_day), users, len(extract.podcasts), limit
     )
-    between, back = choose_edges(audiobooks, podcasts, settings)
+    none = Edges.none
+    between, back = none(audiobooks.shape[1]), none(podcasts.shape[1])
+    if "audiobook_podcast" in settings.relations:
+        between, back = choose_edges(audiobooks, podcasts, settings)
     return {
-        "audiobook_audiobook": choose_edges(audiobooks, audiobooks, settings)[0],
+        "audiobook_audiobook": choose_edges(audiobooks, audiobooks, settings)[0]
+        if "audiobook_audiobook" in settings.relations
+        else none(audiobooks.shape[1]),
         "audiobook_podcast": between,
         "podcast_audiobook": back,
-        "podcast_podcast": choose_edges(podcasts, podcasts, settings)[0],
+        "podcast_podcast": choose_edges(podcasts, podcasts, settings)[0]
+        if "podcast_podcast" in settings.relations
+        else none(podcasts.shape[1]),
     }

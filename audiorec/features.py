@@ -39,6 +39,8 @@ class FeatureConfig:
     music_dimensions: int = 64
     text_dimensions: int = 64
     use_hgnn: bool = True
+    music: bool = True
+    demographics: bool = True
 
 
 @dataclass(frozen=True)
@@ -395,10 +397,14 @@ class FeatureBuilder:
             np.int64
         ) + 1970
         missing = np.isnan(born)
+        if not self.config.demographics:
+            missing = np.ones_like(missing)
         age = np.where(missing, 0.0, (year - np.nan_to_num(born) - 40.0) / 20.0)
         return np.stack([age, missing], axis=1)
 
     def _music_vector(self, users: np.ndarray, first: np.ndarray, days: np.ndarray) -> np.ndarray:
+        if not self.config.music:
+            return np.zeros((len(users), self.config.music_dimensions + 1), np.float32)
         plays = self._music.counts(users, first, days, len(self.artist_known))
         vectors, present = music.user_vectors(plays, self.artist_vectors, self.artist_known)
         return np.concatenate([vectors, present[:, None]], axis=1)
@@ -546,7 +552,7 @@ def fit_spec(
 ) -> FeatureSpec:
     """Vocabularies of the extract and scalers of raw features (of the training targets and of one day's catalogue)."""
     books, countries = builder.extract.audiobooks, builder.extract.users["country"]
-    words = vocabulary(countries, least=5)
+    words = vocabulary(countries, least=5) if builder.config.demographics else ()
     # By number of users, equal ones by name, so that the choice does not depend on an order of rows.
     numbers = countries.value_counts()
     common = sorted(words, key=lambda word: (-numbers[word], word))[:_LIFT_COUNTRIES]

@@ -18,7 +18,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from audiorec.chain import CHAIN
+from audiorec.chain import TASKS
 from audiorec.errors import AudiorecError, BadData, BadSettings, ExitCode
 from audiorec.fingerprint import code_fingerprint, fingerprint
 from audiorec.settings import PROFILES, Settings, load_settings
@@ -57,16 +57,16 @@ class Resolver:
 
                 self._source = source_digests(self.settings, self.as_of)
             return self._source
-        return {name: self.fingerprint(name) for name in CHAIN[task].inputs}
+        return {name: self.fingerprint(name) for name in TASKS[task].inputs}
 
     def code(self, task: str) -> str:
-        return code_fingerprint(f"tasks.{task}")
+        return code_fingerprint(TASKS[task].module)
 
     def fingerprint(self, task: str) -> str:
         """The fingerprint that the task's result has, whether it exists or not."""
         if task not in self._fingerprints:
             self._fingerprints[task] = fingerprint(
-                self.inputs(task), self.settings.slice(CHAIN[task].settings), self.code(task)
+                self.inputs(task), self.settings.slice(TASKS[task].settings), self.code(task)
             )
         return self._fingerprints[task]
 
@@ -85,7 +85,7 @@ class Resolver:
             )
             raise BadSettings(
                 f"{task} has no result for {self.key} with fingerprint {self.fingerprint(task)}: {state}. "
-                f"Run `python -m tasks.{task} --as-of {self.key}` first, with the same settings"
+                f"Run `python -m {TASKS[task].module} --as-of {self.key}` first, with the same settings"
             )
         return manifest
 
@@ -106,7 +106,7 @@ def run_task(
     """
     started = time.monotonic()
     resolver = Resolver(settings, as_of, extract)
-    spec = CHAIN[name]
+    spec = TASKS[name]
     own = resolver.fingerprint(name)
     state, links, notes, verdict = "up_to_date", {}, [], None
     with resolver.store.lease(name, resolver.key, own):
@@ -133,7 +133,7 @@ def run_task(
                         "profile": settings.profile,
                     },
                 )
-                manifest = import_module(f"tasks.{name}").run(
+                manifest = import_module(spec.module).run(
                     settings, Inputs(as_of, resolver.store, manifests), out
                 )
             state, links, notes = out.run.get("state", "done"), out.links, out.notes
@@ -173,7 +173,7 @@ def _set_threads(threads: int) -> None:
 
 def parse_arguments(name: str, arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line that all tasks share."""
-    parser = argparse.ArgumentParser(prog=f"python -m tasks.{name}", description=CHAIN[name].purpose)
+    parser = argparse.ArgumentParser(prog=f"python -m {TASKS[name].module}", description=TASKS[name].purpose)
     parser.add_argument(
         "--as-of", type=date.fromisoformat, required=True, help="last day of data, YYYY-MM-DD, UTC"
     )

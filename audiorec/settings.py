@@ -111,6 +111,7 @@ def _resources() -> dict[str, TaskResources]:
         "train_hgnn": heavy,
         "train_two_tower": heavy,
         "evaluate": TaskResources(memory_mb=8_000),
+        "rivals": TaskResources(memory_mb=10_000, timeout_minutes=120),
         "refresh": TaskResources(memory_mb=8_000),
         "build_index": TaskResources(memory_mb=6_000),
         "promote": TaskResources(memory_mb=6_000, timeout_minutes=30),
@@ -199,7 +200,16 @@ class Music(Group):
     min_users: int = setting(2, "artists with fewer listeners get no vector of their own", unit="users", gt=0)
 
 
+Relation = Literal["audiobook_audiobook", "audiobook_podcast", "podcast_podcast"]
+
+
 class Graph(Group):
+    relations: tuple[Relation, ...] = setting(
+        ("audiobook_audiobook", "audiobook_podcast", "podcast_podcast"),
+        "edges that the graph has; fewer in the paper's ablations C to F",
+        origin="paper",
+        min_length=1,
+    )
     rule: Literal["top_k", "min_users"] = setting(
         "top_k", "which edges stay: top K a title and relation by shrunk lift, or all with enough users"
     )
@@ -243,6 +253,11 @@ class HGNN(Group):
 
 
 class TwoTowerSettings(Group):
+    models: tuple[Literal["2T-HGNN", "2T"], ...] = setting(
+        ("2T-HGNN", "2T"), "variants that are trained: with HGNN (released) and without (to compare)"
+    )
+    music: bool = setting(True, "the music vector among the user's features", origin="paper")
+    demographics: bool = setting(True, "age and country among the user's features", origin="paper")
     layers: tuple[int, ...] = setting(
         (512, 256, 128), "fully connected layers of each tower", origin="paper", min_length=1
     )
@@ -282,6 +297,15 @@ class TwoTowerSettings(Group):
     )
     seed: int = setting(1, "random seed")
 
+    @field_validator("models")
+    @classmethod
+    def _the_released_one(cls, models: tuple[str, ...]) -> tuple[str, ...]:
+        if "2T-HGNN" not in models:
+            raise ValueError(
+                f"two_tower.models is {list(models)}; 2T-HGNN must be among them, it is what is released"
+            )
+        return models
+
     @model_validator(mode="after")
     def _prior_needs_softmax(self) -> TwoTowerSettings:
         if self.popularity_prior and self.loss == "inverse_propensity":
@@ -302,6 +326,35 @@ class Evaluation(Group):
         (7, 14, 30, 60), "recent-popularity windows tried on validation", unit="days", min_length=1
     )
     seed: int = setting(1, "random seed of sampling and bootstrap")
+
+
+class Scarcity(Group):
+    """For experiments: what if the new catalogue were younger still."""
+
+    share: float = setting(
+        1.0, "share of the user-audiobook pairs streamed before the split that is kept", gt=0, le=1
+    )
+    seed: int = setting(1, "seed of the hash that says which; a smaller share is part of a larger one")
+
+
+class Rivals(Group):
+    """Other recommenders that experiments compare with; hyperparameters in brackets are tried on validation."""
+
+    item_knn_shrinkage: tuple[float, ...] = setting(
+        (10.0, 30.0, 100.0), "item-kNN: pseudo-users", unit="users"
+    )
+    ease_ridge: tuple[float, ...] = setting((300.0, 1_000.0, 3_000.0), "EASE: L2 on the item weights")
+    als_factors: int = setting(128, "ALS (implicit)", gt=0)
+    als_regularization: tuple[float, ...] = setting((0.1, 10.0, 100.0), "ALS: L2")
+    bpr_factors: int = setting(64, "BPR (implicit)", gt=0)
+    bpr_iterations: int = setting(100, "BPR: passes", gt=0)
+    lightgcn_dim: int = setting(64, "LightGCN (PyG)", gt=0)
+    lightgcn_layers: int = setting(2, "LightGCN: layers", gt=0)
+    lightgcn_epochs: int = setting(20, "LightGCN: at most; the best on validation is kept", gt=0)
+    gbdt_trees: int = setting(300, "boosted ranker (LightGBM): at most; the best on validation is kept", gt=0)
+    gbdt_negatives: int = setting(100, "boosted ranker: titles not chosen, a target", gt=0)
+    gbdt_targets: int = setting(4_000, "boosted ranker: training targets, evenly spread", gt=0)
+    seed: int = setting(1, "random seed")
 
 
 class Index(Group):
@@ -359,6 +412,8 @@ class Settings(BaseSettings):
     hgnn: HGNN = Field(default_factory=HGNN)
     two_tower: TwoTowerSettings = Field(default_factory=TwoTowerSettings)
     evaluation: Evaluation = Field(default_factory=Evaluation)
+    scarcity: Scarcity = Field(default_factory=Scarcity)
+    rivals: Rivals = Field(default_factory=Rivals)
     index: Index = Field(default_factory=Index)
     release: Release = Field(default_factory=Release)
 

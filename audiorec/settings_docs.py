@@ -13,7 +13,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from audiorec.chain import CHAIN
+from audiorec.chain import TASKS
 from audiorec.settings import PRESETS, PROFILES, WHERE, Recipe, Settings, TaskResources
 
 COMMAND = "python -m audiorec.settings_docs > docs/settings.md"
@@ -112,7 +112,7 @@ def _group(name: str, field: FieldInfo) -> list[str]:
 def _hashed_by(group: str) -> str:
     if group in WHERE:
         return "*Where*: not hashed."
-    tasks = ", ".join(f"`{task.name}`" for task in CHAIN.values() if group in task.settings)
+    tasks = ", ".join(f"`{task.name}`" for task in TASKS.values() if group in task.settings)
     return f"*What*: hashed by {tasks}." if tasks else "*What*: no task hashes it."
 
 

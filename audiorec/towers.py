@@ -616,4 +616,6 @@ def feature_config(
         music_dimensions=music_dimensions,
         text_dimensions=settings.text_dimensions,
         use_hgnn=use_hgnn,
+        music=settings.music,
+        demographics=settings.demographics,
     )

@@ -8,17 +8,16 @@ from __future__ import annotations
 import json
 
 import numpy as np
-import pandas as pd
 
 from audiorec.catalogue import Extract, load_extract
 from audiorec.cuts import Cuts, cuts
 from audiorec.experiments.protocol import (
-    PANELS,
     Judgement,
     best_window,
     judge,
     make_hold_out,
     popularity_ranker,
+    ranks_table,
     summarise,
 )
 from audiorec.experiments.report import metrics_table, plot_metrics
@@ -28,7 +27,7 @@ from audiorec.progress import Progress
 from audiorec.settings import Settings
 from audiorec.store import Manifest
 from audiorec.taskio import Inputs, Output
-from audiorec.towers import MODELS, Targets, find_targets, load_vectors
+from audiorec.towers import Targets, find_targets, load_vectors
 from models.metrics import first_hit_ranks, hit_rate_at_k, top_k
 
 WHOLE_WINDOW = "popularity, whole window"
@@ -46,9 +45,9 @@ def run(settings: Settings, inputs: Inputs, out: Output) -> Manifest:
     hold_out = make_hold_out(extract, all_cuts, settings.evaluation)
     artists = ArtistVectors.load(store, inputs["embed_music"])
     vectors = load_vectors(store, inputs["embed_text"], inputs["train_hgnn"], all_cuts.judge.name)
-    progress = Progress(len(MODELS) + 2, "models")
+    progress = Progress(len(inputs["train_two_tower"].facts["models"]) + 2, "models")
     judgements: dict[str, Judgement] = {}
-    for name in MODELS:
+    for name in inputs["train_two_tower"].facts["models"]:
         towers = load_towers(store, inputs["train_two_tower"], name)
         builder = make_builder(extract, towers, artists, all_cuts.first_day, all_cuts.split)
         judgements[name] = judge(
@@ -67,9 +66,7 @@ def run(settings: Settings, inputs: Inputs, out: Output) -> Manifest:
 
     metrics = summarise(hold_out, judgements, settings.evaluation, REFERENCE)
     metrics.to_csv(out.path("metrics.csv"), index=False, float_format="%.6f")
-    _ranks_table(extract, hold_out.users, hold_out.segment, judgements).to_parquet(
-        out.path("ranks.parquet"), index=False
-    )
+    ranks_table(extract, hold_out, judgements).to_parquet(out.path("ranks.parquet"), index=False)
     report = metrics_table(metrics, hold_out, str(inputs.as_of), window, settings.evaluation)
     out.path("report.md").write_text(report)
     plot_metrics(metrics, settings.evaluation, out.path("metrics.png"))
@@ -118,26 +115,6 @@ def _window_hit_rate(validation: Targets, builder: FeatureBuilder, window: int, 
                 hit_rate_at_k(first_hit_ranks(shown, np.arange(len(part) + 1), part.audiobook_idx), k)
             )
     return float(np.concatenate(hits).mean()) if hits else 0.0
-
-
-def _ranks_table(
-    extract: Extract, users: np.ndarray, segment: np.ndarray, judgements: dict[str, Judgement]
-) -> pd.DataFrame:
-    parts = [
-        pd.DataFrame(
-            {
-                "user_id": extract.users["user_id"].to_numpy()[users],
-                "segment": segment,
-                "panel": panel,
-                "model": model,
-                "rank": judgement.ranks[panel],
-                "tail_rank": judgement.tail_ranks[panel],
-            }
-        )
-        for model, judgement in judgements.items()
-        for panel in PANELS
-    ]
-    return pd.concat(parts, ignore_index=True)
 
 
 if __name__ == "__main__":

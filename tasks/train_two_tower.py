@@ -20,7 +20,7 @@ from audiorec.progress import Progress
 from audiorec.settings import Settings
 from audiorec.store import Manifest
 from audiorec.taskio import Inputs, Output
-from audiorec.towers import MODELS, Trainer, feature_config, find_targets, load_vectors
+from audiorec.towers import Trainer, feature_config, find_targets, load_vectors
 from audiorec.tracking import Curves, curves
 
 
@@ -57,8 +57,8 @@ def run(settings: Settings, inputs: Inputs, out: Output) -> Manifest:
     artists = np.load(inputs.open("embed_music", "artist_vectors.npy"), allow_pickle=False)
     known = pd.read_parquet(inputs.open("embed_music", "artists.parquet"))["known"].to_numpy(bool)
     facts = {}
-    progress = Progress(len(MODELS) * (settings.two_tower.epochs + 1), "epochs")
-    for name in MODELS:
+    progress = Progress(len(settings.two_tower.models) * (settings.two_tower.epochs + 1), "epochs")
+    for name in settings.two_tower.models:
         config = feature_config(
             settings.two_tower, settings.time, artists.shape[1], use_hgnn=name == "2T-HGNN"
         )
@@ -66,7 +66,7 @@ def run(settings: Settings, inputs: Inputs, out: Output) -> Manifest:
         trainer = Trainer(name, builder, vectors, targets, settings.two_tower)
         tags = {"task": "train_two_tower", "model": name, "as_of": out.key, "fingerprint": out.fingerprint}
         with curves(settings, f"{name} {out.key}", tags, out.settings["two_tower"]) as sink:
-            if sink.page and name == MODELS[0]:
+            if sink.page and name == settings.two_tower.models[0]:
                 out.links["MLflow run"] = sink.page
 
             def report(line: dict[str, Any], name: str = name, sink: Curves = sink) -> None:

@@ -65,6 +65,7 @@ class HoldOut:
 
 def make_hold_out(extract: Extract, cuts: Cuts, settings: Evaluation) -> HoldOut:
     """Lay out the hold-out of `cuts`: users with a relevant title among the full panel's, sampled beyond a limit."""
+    extract = extract.whole
     split, last = day_number(cuts.split), day_number(cuts.as_of)
     firsts = extract.first_streams
     shape = (len(extract.users), len(extract.audiobooks))
@@ -149,11 +150,7 @@ def summarise(
     rows = []
     for panel in PANELS:
         for segment in SEGMENTS:
-            in_segment = (
-                np.isin(hold_out.segment, ("warm", "cold"))
-                if segment == "all"
-                else hold_out.segment == segment
-            )
+            in_segment = segment_mask(hold_out.segment, segment)
             for model, judgement in judgements.items():
                 theirs = judgements[reference]
                 for metric, values in _per_user(judgement, panel, settings).items():
@@ -179,21 +176,51 @@ def summarise(
                             "judged": own.users >= settings.min_segment_users,
                         }
                     )
-                shown = judgement.shown[panel][in_segment & (judgement.ranks[panel] >= 0)]
-                candidates = int(hold_out.candidates[panel].sum())
-                titles = np.unique(shown)
+                counted = int((in_segment & (judgement.ranks[panel] >= 0)).sum())
                 rows.append(
                     {
                         "panel": panel,
                         "model": model,
                         "segment": segment,
                         "metric": f"coverage@{settings.depth}",
-                        "value": float((titles >= 0).sum() / candidates) if candidates else np.nan,
-                        "users": len(shown),
-                        "judged": len(shown) >= settings.min_segment_users,
+                        "value": coverage(hold_out, judgement, panel, segment),
+                        "users": counted,
+                        "judged": counted >= settings.min_segment_users,
                     }
                 )
     return pd.DataFrame(rows)
+
+
+def segment_mask(segments: np.ndarray, segment: str) -> np.ndarray:
+    """bool [users]: who belongs to a segment; `all` is warm and cold together."""
+    return np.isin(segments, ("warm", "cold")) if segment == "all" else segments == segment
+
+
+def coverage(hold_out: HoldOut, judgement: Judgement, panel: str, segment: str) -> float:
+    """Share of the panel's titles in the lists of a segment's users who have a relevant one."""
+    counted = segment_mask(hold_out.segment, segment) & (judgement.ranks[panel] >= 0)
+    titles = np.unique(judgement.shown[panel][counted])
+    candidates = int(hold_out.candidates[panel].sum())
+    return float((titles >= 0).sum() / candidates) if candidates else float("nan")
+
+
+def ranks_table(extract: Extract, hold_out: HoldOut, judgements: Mapping[str, Judgement]) -> pd.DataFrame:
+    """A row a user, panel and model: user_id, segment, panel, model, rank and tail_rank (see `Judgement`)."""
+    parts = [
+        pd.DataFrame(
+            {
+                "user_id": extract.users["user_id"].to_numpy()[hold_out.users],
+                "segment": hold_out.segment,
+                "panel": panel,
+                "model": model,
+                "rank": judgement.ranks[panel],
+                "tail_rank": judgement.tail_ranks[panel],
+            }
+        )
+        for model, judgement in judgements.items()
+        for panel in PANELS
+    ]
+    return pd.concat(parts, ignore_index=True)
 
 
 def _per_user(judgement: Judgement, panel: str, settings: Evaluation) -> dict[str, np.ndarray]:
