@@ -307,6 +307,43 @@ def results(
 
 
 @app.command()
+def experiment(
+    name: Annotated[str, typer.Argument(help="table1, table2 or table3.")],
+    source: Annotated[str, typer.Option(help="Source tables, as in `run`.")],
+    as_of: AsOf,
+    holdout_days: Annotated[int | None, typer.Option(help="Days kept for judging.")] = None,
+    window_days: Annotated[
+        str | None, typer.Option(help="History that a cut sees: a number, or all.")
+    ] = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="How many seeds (default: the table's).")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the page (default: docs/results/SOURCE).")
+    ] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Compute nothing: say whether the page is current.")
+    ] = False,
+    profile: Profile = None,
+    settings_file: SettingsFile = None,
+) -> None:
+    """A table of the paper on your own tables: every system and rival, judged alike. Finished cells are not run again."""
+    with _plain_errors():
+        from audiorec.experiments.command import check_page, run_experiment
+        from audiorec.experiments.command import describe as described
+
+        wanted = described(
+            name, source, as_of.date(), holdout_days, window_days, seeds, out, profile, settings_file
+        )
+        if check:
+            stale = check_page(wanted)
+            for line in stale:
+                errors.print(line, markup=False, highlight=False, soft_wrap=True)
+            console.print(f"{wanted.page}: {'stale' if stale else 'current'}", highlight=False)
+            raise typer.Exit(1 if stale else 0)
+        page = run_experiment(wanted, lambda text: console.print(text, highlight=False))
+        console.print(f"written: {page}", highlight=False)
+
+
+@app.command()
 def up(settings_file: SettingsFile = None) -> None:
     """Start Airflow and MLflow on this machine."""
     with _plain_errors():

@@ -239,7 +239,9 @@ class HGNN(Group):
     patience: int = setting(10, "epochs without gain before stopping", origin="paper", gt=0)
     validation_share: float = setting(0.1, "edges held out for early stopping", origin="paper", gt=0, lt=0.5)
     edges_per_epoch: int | None = setting(
-        60_000, "cap on supervised edges an epoch, over all types; none: as the sampler gives"
+        20_000,
+        "cap on supervised edges an epoch, over all types; none: as the sampler gives",
+        origin="measured",
     )
     seed: int = setting(1, "random seed")
 

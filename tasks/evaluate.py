@@ -27,7 +27,7 @@ from audiorec.progress import Progress
 from audiorec.settings import Settings
 from audiorec.store import Manifest
 from audiorec.taskio import Inputs, Output
-from audiorec.towers import Targets, find_targets, load_vectors
+from audiorec.towers import MODELS, Targets, find_targets, load_vectors
 from models.metrics import first_hit_ranks, hit_rate_at_k, top_k
 
 WHOLE_WINDOW = "popularity, whole window"
@@ -45,9 +45,10 @@ def run(settings: Settings, inputs: Inputs, out: Output) -> Manifest:
     hold_out = make_hold_out(extract, all_cuts, settings.evaluation)
     artists = ArtistVectors.load(store, inputs["embed_music"])
     vectors = load_vectors(store, inputs["embed_text"], inputs["train_hgnn"], all_cuts.judge.name)
-    progress = Progress(len(inputs["train_two_tower"].facts["models"]) + 2, "models")
+    models = [name for name in MODELS if name in inputs["train_two_tower"].facts["models"]]
+    progress = Progress(len(models) + 2, "models")
     judgements: dict[str, Judgement] = {}
-    for name in inputs["train_two_tower"].facts["models"]:
+    for name in models:
         towers = load_towers(store, inputs["train_two_tower"], name)
         builder = make_builder(extract, towers, artists, all_cuts.first_day, all_cuts.split)
         judgements[name] = judge(

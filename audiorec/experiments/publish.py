@@ -42,10 +42,10 @@ def publish(settings: Settings, as_of: date, out: Path, settings_file: Path | No
         "| | |",
         "|---|---|",
         f"| command | `make run SOURCE=... AS_OF={as_of}{named}` |",
-        f"| code | commit `{_commit()}` |",
+        f"| code | commit `{commit()}` |",
         f"| profile, seeds | {settings.profile}; hgnn {settings.hgnn.seed}, two_tower {settings.two_tower.seed}, "
         f"evaluation {settings.evaluation.seed} |",
-        f"| machine | {_processor()}, {os.cpu_count()} cores, {psutil.virtual_memory().total / 2**30:.0f} GiB, "
+        f"| machine | {processor()}, {os.cpu_count()} cores, {psutil.virtual_memory().total / 2**30:.0f} GiB, "
         f"Python {platform.python_version()} |",
         "",
         "| task | seconds | peak MiB | counts |",
@@ -66,7 +66,8 @@ def publish(settings: Settings, as_of: date, out: Path, settings_file: Path | No
     return page
 
 
-def _commit() -> str:
+def commit() -> str:
+    """The commit that this code is, marked where files differ from it; `unknown` outside a repository."""
     try:
         found = subprocess.run(
             ["git", "describe", "--always", "--dirty"],
@@ -80,7 +81,8 @@ def _commit() -> str:
     return found.stdout.strip()
 
 
-def _processor() -> str:
+def processor() -> str:
+    """The processor's name."""
     for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []:
         if line.startswith("model name"):
             return line.split(":", 1)[1].strip()

@@ -1,0 +1,202 @@
+"""Cells: single finished computations that experiments are made of, each a chain of tasks under its own settings.
+
+A cell is one hold-out judged under one variation of the settings and one seed. Its tasks are those of the daily
+chain, run by the same commands, and their results lie in the same store, named by fingerprint. So a cell that is
+there is not computed again, whoever made it, and a page can say whether what it shows is still current.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from audiorec.chain import TASKS
+from audiorec.errors import AudiorecError, BadSettings
+from audiorec.runner import Resolver
+from audiorec.settings import Settings, load_settings
+from audiorec.store import Manifest
+
+Overrides = Mapping[str, Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What all cells of a page share: the tables, the date, the lengths, the settings file."""
+
+    source: str
+    as_of: date
+    settings_file: Path | None
+    profile: str | None
+    overrides: Overrides = field(default_factory=dict)
+
+    def settings(self, cell: Cell) -> Settings:
+        """Settings of one cell: the experiment's, the cell's over them."""
+        merged: dict[str, dict[str, Any]] = {"source": {"uri": self.source}}
+        for layer in (self.overrides, cell.overrides):
+            for group, values in layer.items():
+                merged.setdefault(group, {}).update(values)
+        return load_settings(self.settings_file, self.profile, **merged)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One variation and seed, judged by `task` (`evaluate` or `rivals`)."""
+
+    name: str
+    seed: int
+    task: str = "evaluate"
+    overrides: Overrides = field(default_factory=dict)
+
+    @property
+    def label(self) -> str:
+        return f"{self.name}, {self.task}, seed {self.seed}"
+
+
+def seeded(name: str, seed: int, task: str = "evaluate", overrides: Overrides | None = None) -> Cell:
+    """A cell whose seed goes to every task that draws."""
+    merged: dict[str, dict[str, Any]] = {group: dict(values) for group, values in (overrides or {}).items()}
+    for group in ("hgnn", "two_tower", "rivals"):
+        merged.setdefault(group, {})["seed"] = seed
+    return Cell(name, seed, task, merged)
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished cell: its manifest, what it cost and what bounded it."""
+
+    cell: Cell
+    manifest: Manifest
+    ranks: pd.DataFrame
+    """user_id, segment, panel, model, rank, tail_rank."""
+    coverage: pd.DataFrame
+    """panel, segment, model, coverage."""
+    cost: Mapping[str, Mapping[str, float]]
+    """Seconds and peak MiB by task."""
+
+
+class Runner:
+    """Runs the cells of one experiment; finished ones are only read."""
+
+    def __init__(self, experiment: Experiment, say: Callable[[str], None] = print) -> None:
+        self.experiment, self._say = experiment, say
+        self._extract: dict[str, str] = {}
+
+    def resolver(self, cell: Cell) -> Resolver:
+        """Fingerprints of a cell's tasks. The source is read once for all cells that read it alike."""
+        settings = self.experiment.settings(cell)
+        alike = json.dumps(settings.slice(TASKS["extract"].settings), sort_keys=True)
+        found = Resolver(settings, self.experiment.as_of, self._extract.get(alike))
+        self._extract[alike] = found.fingerprint("extract")
+        return found
+
+    def run(self, cell: Cell) -> Result:
+        """Compute what is missing of a cell and read it.
+
+        Raises:
+            AudiorecError: a task failed; the message is the end of its log.
+        """
+        resolver = self.resolver(cell)
+        for task in self._needed(cell.task):
+            if resolver.manifest(task) is None:
+                self._say(f"{cell.label}: {task}")
+                self._run_task(task, resolver)
+        manifest = resolver.need(cell.task)
+        ranks = pd.read_parquet(resolver.store.open(manifest, "ranks.parquet"))
+        return Result(cell, manifest, ranks, self._coverage(resolver, manifest), self._cost(resolver, cell))
+
+    def is_current(self, cell: Cell, fingerprint: str) -> bool:
+        """Whether a cell with this fingerprint is what the code and settings of now would give."""
+        return self.resolver(cell).fingerprint(cell.task) == fingerprint
+
+    @staticmethod
+    def _needed(task: str) -> list[str]:
+        wanted, pending = set(), [task]
+        while pending:
+            name = pending.pop()
+            wanted.add(name)
+            pending += [below for below in TASKS[name].inputs if below not in wanted]
+        return [name for name in TASKS if name in wanted]
+
+    def _run_task(self, task: str, resolver: Resolver) -> None:
+        """In a process of its own, as Airflow does: its memory is its own, a crash ends no experiment."""
+        settings = resolver.settings
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "settings.toml"
+            path.write_text(_toml(settings), encoding="utf-8")
+            ended = subprocess.run(
+                [
+                    sys.executable,
+                    "-m",
+                    TASKS[task].module,
+                    "--as-of",
+                    resolver.key,
+                    "--settings",
+                    str(path),
+                    "--profile",
+                    settings.profile,
+                    "--extract",
+                    resolver.fingerprint("extract"),
+                ],
+                env={k: v for k, v in os.environ.items() if not _is_setting(k)},
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+        if ended.returncode:
+            tail = "\n".join((ended.stdout + ended.stderr).strip().splitlines()[-8:])
+            raise AudiorecError(f"{task} ended with exit code {ended.returncode}:\n{tail}")
+
+    @staticmethod
+    def _coverage(resolver: Resolver, manifest: Manifest) -> pd.DataFrame:
+        if "coverage.csv" in manifest.files:
+            return pd.read_csv(resolver.store.open(manifest, "coverage.csv"))
+        metrics = pd.read_csv(resolver.store.open(manifest, "metrics.csv"))
+        rows = metrics[metrics["metric"].str.startswith("coverage")]
+        return rows[["panel", "segment", "model", "value"]].rename(columns={"value": "coverage"})
+
+    def _cost(self, resolver: Resolver, cell: Cell) -> dict[str, dict[str, float]]:
+        found = {}
+        for task in self._needed(cell.task):
+            manifest = resolver.manifest(task)
+            if manifest is None:
+                continue
+            path = f"{resolver.store.folder(manifest.dataset, manifest.key, manifest.fingerprint)}/run.json"
+            run = json.loads(resolver.store.fs.cat_file(path)) if resolver.store.fs.exists(path) else {}
+            found[task] = {"seconds": run.get("seconds", 0.0), "peak_mb": run.get("peak_mb", 0.0)}
+        return found
+
+
+def _is_setting(variable: str) -> bool:
+    """Whether an environment variable is one of ours: the cell's settings hold all of them already."""
+    return variable.startswith("AUDIOREC_")
+
+
+def _toml(settings: Settings) -> str:
+    """All settings as TOML; a None is left out, where it is the default."""
+    lines = []
+    dumped = settings.model_dump(mode="json")
+    for name in ("profile", "recipe"):
+        lines.append(f"{name} = {json.dumps(dumped.pop(name))}")
+    for group, values in dumped.items():
+        if group == "resources":
+            for task, limits in values.items():
+                lines += [f"[resources.{task}]", *(f"{k} = {json.dumps(v)}" for k, v in limits.items())]
+            continue
+        lines += [f"[{group}]", *(f"{k} = {json.dumps(v)}" for k, v in values.items() if v is not None)]
+    return "\n".join(lines) + "\n"
+
+
+def checked(name: str, tables: Mapping[str, Any]) -> None:
+    """Raises BadSettings with what there is if an experiment's name is unknown."""
+    if name not in tables:
+        raise BadSettings(f"experiment {name!r} is unknown; expected one of {', '.join(tables)}")

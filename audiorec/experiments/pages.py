@@ -1,0 +1,320 @@
+"""A table of an experiment as a page: Markdown, long-form CSV, a plot, and the fingerprints it rests on."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import psutil
+
+from audiorec.experiments.cells import Experiment, Result, Runner
+from audiorec.experiments.protocol import PANELS, SEGMENTS, segment_mask
+from audiorec.experiments.publish import commit, processor
+from audiorec.experiments.tables import OURS, WITHOUT, Table
+from audiorec.settings import Evaluation
+from models.metrics import bootstrap_interval, hit_rate_at_k, paired_bootstrap_interval, reciprocal_rank
+
+COLUMNS = ("source", "table", "panel", "model", "segment", "metric", "value", "low", "high", "users", "seed")
+"""Of the CSV; `seed` is a number, or `mean` for the mean over seeds with its interval over users."""
+_TITLES = {"known": "titles streamed before the split", "full": "all titles published by the split"}
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Per-user values of every model of a page, averaged and by seed.
+
+    `values[panel, metric]` float [users, models, seeds], NaN where a user does not count or a seed is missing.
+    """
+
+    models: tuple[str, ...]
+    seeds: tuple[int, ...]
+    segment: np.ndarray
+    values: Mapping[tuple[str, str], np.ndarray]
+    coverage: pd.DataFrame
+    """panel, segment, model, seed, coverage."""
+    metrics: tuple[str, str, str]
+    """Names of the hit rate, the MRR and the tail hit rate."""
+
+
+def figures(results: Sequence[Result], settings: Evaluation, ablation: bool) -> Figures:
+    """Line up the ranks of all cells by user."""
+    frames, covers = [], []
+    for result in results:
+        ranks, cover = result.ranks, result.coverage
+        if ablation:
+            ranks = ranks[ranks["model"] == OURS].assign(model=result.cell.name)
+            cover = cover[cover["model"] == OURS].assign(model=result.cell.name)
+        frames.append(ranks.assign(seed=result.cell.seed))
+        covers.append(cover.assign(seed=result.cell.seed))
+    table, coverage = pd.concat(frames, ignore_index=True), pd.concat(covers, ignore_index=True)
+    models, seeds = tuple(table["model"].unique()), tuple(sorted(table["seed"].unique()))
+    users = table.drop_duplicates("user_id").set_index("user_id")["segment"]
+    metrics = (f"HR@{settings.hit_k}", "MRR", f"tail HR@{settings.hit_k}")
+    values = {}
+    row = users.index.get_indexer(table["user_id"])
+    column = pd.Index(models).get_indexer(table["model"])
+    layer = pd.Index(seeds).get_indexer(table["seed"])
+    for panel in PANELS:
+        chosen = (table["panel"] == panel).to_numpy()
+        for metric, source in zip(metrics, ("rank", "rank", "tail_rank"), strict=True):
+            ranks = table[source].to_numpy()[chosen]
+            score = (
+                reciprocal_rank(ranks, settings.depth)
+                if metric == "MRR"
+                else hit_rate_at_k(ranks, settings.hit_k)
+            )
+            found = np.full((len(users), len(models), len(seeds)), np.nan)
+            found[row[chosen], column[chosen], layer[chosen]] = np.where(ranks < 0, np.nan, score)
+            values[panel, metric] = found
+    return Figures(models, seeds, users.to_numpy(object), values, coverage, metrics)
+
+
+def _mean_over_seeds(values: np.ndarray) -> np.ndarray:
+    """[users, models, seeds] -> [users, models]; NaN where no seed has a value."""
+    counted = ~np.isnan(values)
+    number = counted.sum(axis=2)
+    summed = np.where(counted, values, 0.0).sum(axis=2)
+    return np.where(number > 0, summed / np.maximum(number, 1), np.nan)
+
+
+def reference_model(found: Figures, ablation: bool) -> str:
+    """What differences are taken to: the whole model in an ablation, else the rival with the best hit rate (known, all)."""
+    if ablation:
+        return OURS
+    means = _mean_over_seeds(found.values["known", found.metrics[0]])
+    inside = segment_mask(found.segment, "all")
+    rates = {
+        model: float(np.nanmean(means[inside, number]))
+        for number, model in enumerate(found.models)
+        if model not in (OURS, WITHOUT)
+    }
+    return max(rates, key=lambda model: rates[model])
+
+
+def long_form(found: Figures, source: str, table: str, settings: Evaluation) -> pd.DataFrame:
+    """The CSV's rows. `tail` is a segment here: all users, relevant titles of the unpopular tiers."""
+    rows = []
+    for (panel, metric), values in found.values.items():
+        tail = metric == found.metrics[2]
+        means = _mean_over_seeds(values)
+        for segment in ("tail",) if tail else SEGMENTS:
+            inside = segment_mask(found.segment, "all" if tail else segment)
+            for number, model in enumerate(found.models):
+                own = means[inside, number]
+                own = own[~np.isnan(own)]
+                interval = bootstrap_interval(own, draws=settings.bootstrap, seed=settings.seed)
+                name = found.metrics[0] if tail else metric
+                shared = (source, table, panel, model, segment, name)
+                rows.append((*shared, interval.mean, interval.low, interval.high, interval.users, "mean"))
+                for layer, seed in enumerate(found.seeds):
+                    one = values[inside, number, layer]
+                    one = one[~np.isnan(one)]
+                    if len(one):
+                        rows.append((*shared, one.mean(), np.nan, np.nan, len(one), str(seed)))
+    for cover in found.coverage.itertuples():
+        shared = (source, table, cover.panel, cover.model, cover.segment, f"coverage@{settings.depth}")
+        rows.append((*shared, cover.coverage, np.nan, np.nan, 0, str(cover.seed)))
+    return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def _cell(values: np.ndarray, inside: np.ndarray, number: int, seeds: bool) -> str:
+    """Mean, and the standard deviation over seeds where there are several."""
+    per_seed = [
+        float(np.nanmean(values[inside, number, layer]))
+        for layer in range(values.shape[2])
+        if (~np.isnan(values[inside, number, layer])).any()
+    ]
+    if not per_seed:
+        return "-"
+    spread = f" ± {np.std(per_seed, ddof=1):.3f}" if seeds and len(per_seed) > 1 else ""
+    return f"{np.mean(per_seed):.3f}{spread}"
+
+
+def markdown(found: Figures, table: Table, settings: Evaluation) -> list[str]:
+    """One table a panel: rows are models, best first by the deciding segment's hit rate."""
+    reference = reference_model(found, table.ablation)
+    hit, mrr, tail = found.metrics
+    lines = []
+    for panel in PANELS:
+        counts = {
+            segment: int((segment_mask(found.segment, segment) & _counted(found, panel)).sum())
+            for segment in SEGMENTS
+        }
+        small = [s for s in ("warm", "cold", "none") if counts[s] < settings.min_segment_users]
+        lines += [
+            f"## Panel {panel}: {_TITLES[panel]}",
+            "",
+            f"{counts['all']:,} users ({counts['warm']:,} warm, {counts['cold']:,} cold; {counts['none']:,} more without any "
+            "history). "
+            + (
+                f"Segments under {settings.min_segment_users} users say little: {', '.join(small)}."
+                if small
+                else ""
+            ),
+            "",
+            f"| model | {hit} {table.segment} | {hit} all | warm | cold | no history | MRR {table.segment} | {tail} | "
+            f"coverage@{settings.depth} | {hit} {table.segment} against {reference} [95%] |",
+            "|---|---|---|---|---|---|---|---|---|---|",
+        ]
+        means = _mean_over_seeds(found.values[panel, hit])
+        inside = segment_mask(found.segment, table.segment) & _counted(found, panel)
+        order = range(len(found.models))
+        if not table.ablation:
+            order = sorted(
+                order, key=lambda n: -np.nan_to_num(np.nanmean(means[inside, n]) if inside.any() else 0)
+            )  # type: ignore[assignment]
+        for number in order:
+            model = found.models[number]
+            against = paired_bootstrap_interval(
+                means[inside, number],
+                means[inside, found.models.index(reference)],
+                draws=settings.bootstrap,
+                seed=settings.seed,
+            )
+            every = segment_mask(found.segment, "all")
+            cover = found.coverage[
+                (found.coverage["panel"] == panel)
+                & (found.coverage["segment"] == table.segment)
+                & (found.coverage["model"] == model)
+            ]["coverage"].mean()
+            by_segment = " | ".join(
+                _cell(found.values[panel, hit], segment_mask(found.segment, segment), number, False)
+                for segment in ("warm", "cold", "none")
+            )
+            lines.append(
+                f"| {model} | {_cell(found.values[panel, hit], inside, number, True)} "
+                f"| {_cell(found.values[panel, hit], every, number, True)} | {by_segment} "
+                f"| {_cell(found.values[panel, mrr], inside, number, True)} "
+                f"| {_cell(found.values[panel, tail], every, number, False)} | {cover:.1%} "
+                f"| {against.mean:+.3f} [{against.low:+.3f}, {against.high:+.3f}] |"
+            )
+        lines.append("")
+    return lines
+
+
+def _counted(found: Figures, panel: str) -> np.ndarray:
+    """Users with a relevant title in the panel."""
+    return ~np.isnan(found.values[panel, found.metrics[0]]).all(axis=(1, 2))
+
+
+def plot(found: Figures, table: Table, settings: Evaluation, target: Path) -> None:
+    """Hit rate of the deciding segment with 95% intervals, a dot a seed; one panel of titles each side."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    hit = found.metrics[0]
+    height = 1.2 + 0.32 * len(found.models)
+    figure, axes = plt.subplots(1, 2, figsize=(11, height), sharey=True, layout="constrained")
+    first = _mean_over_seeds(found.values["known", hit])
+    inside = segment_mask(found.segment, table.segment)
+    order = sorted(
+        range(len(found.models)),
+        key=lambda n: np.nan_to_num(np.nanmean(first[inside, n]) if inside.any() else 0.0),
+    )
+    for axis, panel in zip(axes, PANELS, strict=True):
+        values = found.values[panel, hit]
+        means = _mean_over_seeds(values)
+        for place, number in enumerate(order):
+            own = means[inside, number]
+            own = own[~np.isnan(own)]
+            if not len(own):
+                continue
+            interval = bootstrap_interval(own, draws=settings.bootstrap, seed=settings.seed)
+            colour = "#c2410c" if found.models[number] in (OURS, WITHOUT) else "#475569"
+            axis.plot([interval.low, interval.high], [place, place], color=colour, linewidth=2, alpha=0.6)
+            axis.plot(interval.mean, place, "o", color=colour, markersize=7)
+            for layer in range(values.shape[2]):
+                one = values[inside, number, layer]
+                if (~np.isnan(one)).any() and values.shape[2] > 1:
+                    axis.plot(np.nanmean(one), place, "|", color="black", markersize=9)
+        axis.set_title(_TITLES[panel], fontsize=10)
+        axis.set_xlabel(f"{hit}, {table.segment} users (share; line: 95% over users, |: a seed)", fontsize=9)
+        axis.grid(axis="x", alpha=0.3)
+    axes[0].set_yticks(range(len(order)), [found.models[number] for number in order], fontsize=9)
+    figure.savefig(target, dpi=110, metadata={"Software": None})
+    plt.close(figure)
+
+
+def write(
+    experiment: Experiment,
+    name: str,
+    table: Table,
+    results: Sequence[Result],
+    runner: Runner,
+    out: Path,
+    command: str,
+) -> Path:
+    """Write NAME.md, .csv, .png and .cells.json into `out`; returns the page."""
+    settings = experiment.settings(results[0].cell)
+    found = figures(results, settings.evaluation, table.ablation)
+    source = out.name
+    out.mkdir(parents=True, exist_ok=True)
+    long_form(found, source, name, settings.evaluation).to_csv(
+        out / f"{name}.csv", index=False, float_format="%.5f"
+    )
+    plot(found, table, settings.evaluation, out / f"{name}.png")
+    record = {
+        "source": source,
+        "as_of": experiment.as_of.isoformat(),
+        "seeds": list(found.seeds),
+        "cells": {result.cell.label: result.manifest.fingerprint for result in results},
+    }
+    (out / f"{name}.cells.json").write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
+    page = out / f"{name}.md"
+    lines = [
+        f"# {table.title} ({source})",
+        "",
+        f"{table.note} Hold-out: {settings.time.holdout_days} days up to {experiment.as_of}; window: "
+        f"{settings.time.window_days if settings.time.window_days == 'all' else f'{settings.time.window_days} days'}. "
+        "Exact ranking over the whole catalogue; titles once streamed are left out. ± is the standard deviation over "
+        f"{len(found.seeds)} seed(s); intervals are bootstrapped over users, paired where two models are compared.",
+        "",
+        *markdown(found, table, settings.evaluation),
+        f"![Hit rates with intervals]({name}.png)",
+        "",
+        f"All figures in long form: [{name}.csv]({name}.csv). The cells behind them: [{name}.cells.json]({name}.cells.json).",
+        "",
+        *_footer(settings.hgnn.edges_per_epoch, results, command, found),
+    ]
+    page.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return page
+
+
+def _footer(edges: int | None, results: Sequence[Result], command: str, found: Figures) -> list[str]:
+    seconds: dict[str, list[float]] = {}
+    peak: dict[str, float] = {}
+    seen = set()
+    for result in results:
+        for task, cost in result.cost.items():
+            key = (task, cost["seconds"], cost["peak_mb"])
+            if key not in seen:
+                seen.add(key)
+                seconds.setdefault(task, []).append(cost["seconds"])
+                peak[task] = max(peak.get(task, 0.0), cost["peak_mb"])
+    total = sum(sum(values) for values in seconds.values())
+    return [
+        "| | |",
+        "|---|---|",
+        f"| command | `{command}` |",
+        f"| code | commit `{commit()}` |",
+        f"| seeds | {', '.join(map(str, found.seeds))} |",
+        f"| bounds | at most {edges} supervised edges an epoch |",
+        f"| machine | {processor()}, {os.cpu_count()} cores, {psutil.virtual_memory().total / 2**30:.0f} GiB, "
+        f"Python {platform.python_version()} |",
+        f"| work | {total / 60:.0f} minutes in {len(seen)} task(s) |",
+        "",
+        "| task | runs | seconds a run | peak MiB |",
+        "|---|---:|---:|---:|",
+        *(
+            f"| {task} | {len(values)} | {np.mean(values):.0f} | {peak[task]:.0f} |"
+            for task, values in seconds.items()
+        ),
+    ]

@@ -1,0 +1,98 @@
+"""Which cells each table of the paper is made of, and which models it shows.
+
+Tables 2 and 3 share their cells: every model judged on warm and on cold users. Table 1 varies one thing at a
+time; `beyond` goes on where the paper stops.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from audiorec.experiments.cells import Cell, seeded
+
+OURS, WITHOUT = "2T-HGNN", "2T"
+
+
+@dataclass(frozen=True)
+class Table:
+    """One page: its title, the segment that decides, the cells for some seeds, and what readers must know."""
+
+    title: str
+    segment: str
+    cells: Callable[[Sequence[int]], list[Cell]]
+    note: str
+    seeds: int
+    """Seeds that make it up where nobody says otherwise."""
+    ablation: bool = False
+    """Rows are variations of one model, and differences are to it; else rows are models."""
+
+
+def _everybody(seeds: Sequence[int]) -> list[Cell]:
+    return [seeded("default", seed, task) for seed in seeds for task in ("evaluate", "rivals")]
+
+
+_ONE = {"models": ["2T-HGNN"]}
+
+ABLATIONS: Mapping[str, Mapping[str, Mapping[str, object]]] = {
+    "A no balanced sampler": {"hgnn": {"balanced": False}},
+    "B no weak signals": {"two_tower": {"weak_signals": False}},
+    "C no podcast-podcast edges": {"graph": {"relations": ["audiobook_audiobook", "audiobook_podcast"]}},
+    "D no audiobook-audiobook edges": {"graph": {"relations": ["audiobook_podcast", "podcast_podcast"]}},
+    "E audiobook-audiobook edges only": {"graph": {"relations": ["audiobook_audiobook"]}},
+    "F podcast-podcast edges only": {"graph": {"relations": ["podcast_podcast"]}},
+}
+BEYOND: Mapping[str, Mapping[str, Mapping[str, object]]] = {
+    "no text": {"text": {"model": "builtin:random"}},
+    "no music": {"two_tower": {"music": False}},
+    "no demographics": {"two_tower": {"demographics": False}},
+    "no affinities": {"two_tower": {"affinities": False}},
+    "towers' residual whole": {"two_tower": {"residual_share": 1.0}},
+    "mean aggregator": {"hgnn": {"aggregator": "mean"}},
+    "sum aggregator": {"hgnn": {"aggregator": "sum"}},
+    "one layer": {"hgnn": {"num_layers": 1, "fanouts": [10]}},
+    "every edge of at least one user": {"graph": {"rule": "min_users", "min_users": 1}},
+    "margin 0.1": {"hgnn": {"margin": 0.1}},
+    "1 negative": {"hgnn": {"negatives": 1}},
+    "activation after the last layer": {"hgnn": {"final_activation": True}},
+}
+
+
+def _variations(
+    chosen: Mapping[str, Mapping[str, Mapping[str, object]]],
+) -> Callable[[Sequence[int]], list[Cell]]:
+    def cells(seeds: Sequence[int]) -> list[Cell]:
+        found = [seeded(OURS, seed, "evaluate", {"two_tower": _ONE}) for seed in seeds]
+        for name, overrides in chosen.items():
+            towers = {**_ONE, **overrides.get("two_tower", {})}
+            others = {group: values for group, values in overrides.items() if group != "two_tower"}
+            found += [seeded(name, seed, "evaluate", {**others, "two_tower": towers}) for seed in seeds]
+        return found
+
+    return cells
+
+
+TABLES: dict[str, Table] = {
+    "table1": Table(
+        "Table 1: what each piece is worth",
+        "warm",
+        _variations({**ABLATIONS, **BEYOND}),
+        "A to F are the paper's ablations, the rest goes beyond it. Each row changes one thing and trains anew.",
+        seeds=1,
+        ablation=True,
+    ),
+    "table2": Table(
+        "Table 2: audiobooks, warm users",
+        "warm",
+        _everybody,
+        "Warm users gave any audiobook signal before the split.",
+        seeds=3,
+    ),
+    "table3": Table(
+        "Table 3: audiobooks, cold users",
+        "cold",
+        _everybody,
+        "Cold users did something before the split, but never with an audiobook.",
+        seeds=3,
+    ),
+}
