@@ -13,7 +13,7 @@ import tomllib
 from collections.abc import Mapping
 from datetime import date
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import (
@@ -48,6 +48,17 @@ class Group(BaseModel):
     """A frozen group of settings; an unknown key is an error, because a typo must not pass unseen."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _none_in_words(cls, values: Any) -> Any:
+        """TOML has no null: "none" stands for it where a field may be empty."""
+        if not isinstance(values, Mapping):
+            return values
+        optional = {
+            name for name, field in cls.model_fields.items() if type(None) in get_args(field.annotation)
+        }
+        return {k: None if k in optional and v == "none" else v for k, v in values.items()}
 
     @model_validator(mode="after")
     def _positive_lists(self) -> Self:

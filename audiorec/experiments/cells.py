@@ -132,7 +132,7 @@ class Runner:
         settings = resolver.settings
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "settings.toml"
-            path.write_text(_toml(settings), encoding="utf-8")
+            path.write_text(as_toml(settings), encoding="utf-8")
             ended = subprocess.run(
                 [
                     sys.executable,
@@ -142,8 +142,6 @@ class Runner:
                     resolver.key,
                     "--settings",
                     str(path),
-                    "--profile",
-                    settings.profile,
                     "--extract",
                     resolver.fingerprint("extract"),
                 ],
@@ -181,18 +179,16 @@ def _is_setting(variable: str) -> bool:
     return variable.startswith("AUDIOREC_")
 
 
-def _toml(settings: Settings) -> str:
-    """All settings as TOML; a None is left out, where it is the default."""
-    lines = []
+def as_toml(settings: Settings) -> str:
+    """All settings as a TOML file that gives them back: the profile's values are in it, so it names none."""
     dumped = settings.model_dump(mode="json")
-    for name in ("profile", "recipe"):
-        lines.append(f"{name} = {json.dumps(dumped.pop(name))}")
+    dumped.pop("profile")
+    lines = [f"recipe = {json.dumps(dumped.pop('recipe'))}"]
     for group, values in dumped.items():
-        if group == "resources":
-            for task, limits in values.items():
-                lines += [f"[resources.{task}]", *(f"{k} = {json.dumps(v)}" for k, v in limits.items())]
-            continue
-        lines += [f"[{group}]", *(f"{k} = {json.dumps(v)}" for k, v in values.items() if v is not None)]
+        tables = {f"resources.{task}": limits for task, limits in values.items()}
+        for name, fields in (tables if group == "resources" else {group: values}).items():
+            lines.append(f"[{name}]")
+            lines += [f"{k} = {json.dumps('none' if v is None else v)}" for k, v in fields.items()]
     return "\n".join(lines) + "\n"
 
 

@@ -53,7 +53,7 @@ def figures(results: Sequence[Result], settings: Evaluation, ablation: bool) -> 
         frames.append(ranks.assign(seed=result.cell.seed))
         covers.append(cover.assign(seed=result.cell.seed))
     table, coverage = pd.concat(frames, ignore_index=True), pd.concat(covers, ignore_index=True)
-    models, seeds = tuple(table["model"].unique()), tuple(sorted(table["seed"].unique()))
+    models, seeds = tuple(table["model"].unique()), tuple(sorted({result.cell.seed for result in results}))
     users = table.drop_duplicates("user_id").set_index("user_id")["segment"]
     metrics = (f"HR@{settings.hit_k}", "MRR", f"tail HR@{settings.hit_k}")
     values = {}

@@ -147,8 +147,8 @@ def light_gcn(listening: Listening, settings: Rivals, validate: Callable[[Scorer
     )
     edges = torch.cat([torch.stack([user, item]), torch.stack([item, user])], dim=1)
     model = LightGCN(users + items, settings.lightgcn_dim, settings.lightgcn_layers)
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.005)
-    batch = max(8_192, len(user) // 20)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    batch = max(8_192, len(user) // 8)
 
     def scorer() -> Scorer:
         with torch.no_grad():

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from audiorec.chain import CHAIN
+from audiorec.chain import CHAIN, TASKS
 from audiorec.errors import BadSettings
 from audiorec.settings import PROFILES, WHERE, Settings, load_settings
 
@@ -272,7 +272,7 @@ def test_a_slice_never_holds_what_says_where_a_run_works():
 
 
 def test_every_what_group_is_hashed_by_a_task_and_every_task_names_groups_that_exist():
-    used = set(itertools.chain.from_iterable(task.settings for task in CHAIN.values()))
+    used = set(itertools.chain.from_iterable(task.settings for task in TASKS.values()))
     assert used == set(Settings.model_fields) - WHERE - {"profile", "recipe"}
 
 

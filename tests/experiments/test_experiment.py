@@ -1,0 +1,168 @@
+"""`audiorec experiment`: the page of a table, made once, checked, and refused where it makes no sense."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+import pytest
+from typer.testing import CliRunner
+
+from audiorec.cli import app
+from audiorec.experiments import rivals
+from audiorec.experiments.pages import COLUMNS
+from audiorec.experiments.tables import TABLES
+
+if TYPE_CHECKING:
+    from conftest import Chain
+
+MODELS = {"2T-HGNN", "2T", "popularity, whole window", "popularity, recent", *rivals.MODELS}
+
+
+@pytest.fixture(scope="module")
+def place(tiny_chain: Chain, tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A copy of the tiny chain's store, a settings file for it, and a way to call the command."""
+    from audiorec.experiments.cells import as_toml
+
+    work = tmp_path_factory.mktemp("experiment")
+    shutil.copytree(tiny_chain.settings.store.uri, work / "store")
+    settings = tiny.settings(
+        Path(tiny_chain.settings.source.uri),
+        work,
+        rivals={
+            "als_factors": 8,
+            "bpr_factors": 8,
+            "bpr_iterations": 20,
+            "lightgcn_epochs": 3,
+            "gbdt_trees": 30,
+        },
+    )
+    (work / "settings.toml").write_text(as_toml(settings))
+
+    def call(*arguments: str) -> Any:
+        return CliRunner().invoke(
+            app,
+            [
+                "experiment",
+                *arguments,
+                "--as-of",
+                tiny_chain.as_of.isoformat(),
+                "--settings",
+                str(work / "settings.toml"),
+                "--out",
+                str(work / "pages" / "tiny"),
+            ],
+        )
+
+    call.work, call.source = work, tiny_chain.settings.source.uri  # type: ignore[attr-defined]
+    return call
+
+
+@pytest.fixture(scope="module")
+def made(place: Any) -> Any:
+    found = place("table2", "--source", place.source, "--seeds", "1")
+    assert found.exit_code == 0, found.output + found.stderr
+    return found
+
+
+def test_the_page_shows_every_model_in_both_panels(made: Any, place: Any):
+    page = (place.work / "pages" / "tiny" / "table2.md").read_text()
+    for name in MODELS:
+        assert page.count(f"| {name} |") == 2, name
+    assert "--seeds 1" in page and "commit" in page and "(table2.png)" in page
+    assert (place.work / "pages" / "tiny" / "table2.png").stat().st_size > 10_000
+
+
+def test_the_csv_is_in_long_form_and_agrees_with_the_stored_metrics(made: Any, place: Any, tiny_chain: Chain):
+    table = pd.read_csv(place.work / "pages" / "tiny" / "table2.csv", dtype={"seed": str})
+    assert list(table.columns) == list(COLUMNS)
+    assert set(table["source"]) == {"tiny"} and set(table["table"]) == {"table2"}
+    assert set(table["segment"]) == {"all", "warm", "cold", "none", "tail"}
+    own = table[(table["model"] == "2T-HGNN") & (table["seed"] == "mean")]
+    own = own.set_index(["panel", "segment", "metric"])["value"]
+    stored = pd.read_csv(tiny_chain.open("evaluate", "metrics.csv"))
+    stored = stored[stored["model"] == "2T-HGNN"].set_index(["panel", "segment", "metric"])["value"]
+    for panel in ("known", "full"):
+        for segment in ("all", "warm", "cold"):
+            for metric in ("HR@10", "MRR"):
+                assert own[panel, segment, metric] == pytest.approx(stored[panel, segment, metric], abs=1e-5)
+        assert own[panel, "tail", "HR@10"] == pytest.approx(stored[panel, "all", "tail HR@10"], abs=1e-5)
+
+
+def test_a_second_time_nothing_is_computed(made: Any, place: Any):
+    before = {path: path.stat().st_mtime_ns for path in (place.work / "store").rglob("manifest.json")}
+    again = place("table3", "--source", place.source, "--seeds", "1")
+    assert again.exit_code == 0, again.output + again.stderr
+    # Table 3 has the same cells, so it is a page and nothing else.
+    assert ": evaluate\n" not in again.output and ": rivals\n" not in again.output
+    assert before == {path: path.stat().st_mtime_ns for path in (place.work / "store").rglob("manifest.json")}
+
+
+def test_check_tells_a_current_page_from_a_stale_one(made: Any, place: Any):
+    current = place("table2", "--source", place.source, "--seeds", "1", "--check")
+    assert current.exit_code == 0 and "current" in current.output
+    more = place("table2", "--source", place.source, "--seeds", "2", "--check")
+    assert more.exit_code == 1 and "seed 2: not on the page" in more.stderr
+    record = place.work / "pages" / "tiny" / "table2.cells.json"
+    kept = record.read_text()
+    changed = json.loads(kept)
+    changed["cells"] = dict.fromkeys(changed["cells"], "0" * 16)
+    record.write_text(json.dumps(changed))
+    stale = place("table2", "--source", place.source, "--seeds", "1", "--check")
+    record.write_text(kept)
+    assert stale.exit_code == 1 and "made with other inputs, settings or code" in stale.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (
+            ["table9", "--source", "SOURCE"],
+            "experiment 'table9' is unknown; expected one of table1, table2, table3",
+        ),
+        (["table2", "--source", "/nowhere"], "/nowhere"),
+        (
+            ["table2", "--source", "SOURCE", "--window-days", "some"],
+            "--window-days is 'some'; expected a number of days, or all",
+        ),
+        (["table2", "--source", "SOURCE", "--window-days", "0"], "time.window_days is 0"),
+        (["table2", "--source", "SOURCE", "--holdout-days", "0"], "time.holdout_days"),
+        (["table1", "--source", "SOURCE", "--check"], "the page was never made"),
+    ],
+)
+def test_wrong_inputs_get_a_clear_answer(place: Any, arguments: list[str], said: str):
+    found = place(*[place.source if one == "SOURCE" else one for one in arguments])
+    assert found.exit_code != 0
+    assert said in found.stderr
+    assert "Traceback" not in found.output + found.stderr
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_cells_have_labels_of_their_own_and_settings_that_load(name: str):
+    from datetime import date
+
+    from audiorec.experiments.cells import Experiment
+
+    cells = TABLES[name].cells((1, 2))
+    assert len({cell.label for cell in cells}) == len(cells)
+    experiment = Experiment("somewhere", date(2026, 1, 1), None, "smoke")
+    for cell in cells:
+        settings = experiment.settings(cell)
+        assert settings.hgnn.seed == cell.seed and settings.two_tower.seed == cell.seed
+
+
+def test_settings_as_toml_come_back_as_they_were(tmp_path: Path):
+    from audiorec.experiments.cells import as_toml
+    from audiorec.settings import load_settings
+
+    for profile in ("smoke", "standard", "full"):
+        settings = load_settings(
+            None, profile, hgnn={"max_epochs": 7}, recipe="paper", time={"window_days": "all"}
+        )
+        path = tmp_path / f"{profile}.toml"
+        path.write_text(as_toml(settings))
+        back = load_settings(path)
+        assert back.model_dump(exclude={"profile"}) == settings.model_dump(exclude={"profile"})
