@@ -249,17 +249,35 @@ def status(
 @app.command()
 def generate(
     folder: Annotated[Path, typer.Argument(help="Where to write the tables.")],
-    preset_name: Annotated[str, typer.Option("--preset", help="tiny or sample.")] = "sample",
+    preset_name: Annotated[
+        str, typer.Option("--preset", help="tiny, sample or paper (docs/simulator.md).")
+    ] = "sample",
     seed: Annotated[int, typer.Option(help="Another seed gives other people with other tastes.")] = 1,
+    users: Annotated[
+        int | None, typer.Option(help="Number of users, n_users (default: the preset's).")
+    ] = None,
+    audiobooks: Annotated[
+        int | None,
+        typer.Option(help="Number of audiobooks, n_audiobooks; podcasts keep pace (default: the preset's)."),
+    ] = None,
     last_day: Annotated[
-        datetime | None, typer.Option(formats=["%Y-%m-%d"], help="Last day of events (default: yesterday).")
+        datetime | None,
+        typer.Option(
+            formats=["%Y-%m-%d"], help="Last day of events (default: yesterday; of paper: the preset's)."
+        ),
     ] = None,
 ) -> None:
     """Write seeded sample source tables."""
     with _plain_errors():
-        from audiorec.simulator import preset, write_source_tables
+        from audiorec.simulator import sized, write_source_tables
+        from audiorec.simulator.truth import truth_of
 
-        config = preset(preset_name, seed=seed, last_day=last_day.date() if last_day else _yesterday())
+        fixed: dict[str, Any] = {"seed": seed}
+        if last_day is not None:
+            fixed["last_day"] = last_day.date()
+        elif preset_name != "paper":  # Results of experiments are to be found again on any day.
+            fixed["last_day"] = _yesterday()
+        config = sized(preset_name, users, audiobooks, **fixed)
         summary = write_source_tables(config, folder)
         table = Table(
             title=f"{'There already' if summary.reused else 'Written'}: {folder}", title_justify="left"
@@ -270,6 +288,8 @@ def generate(
         for name, number in summary.rows.items():
             table.add_row(name, f"{number:,}", f"{number - summary.clean_rows[name]:,}")
         console.print(table)
+        if config.leading:
+            console.print(f"The truth, for the oracle alone: {truth_of(folder)}")
 
 
 @app.command()

@@ -57,6 +57,37 @@ class SignalRates(_Frozen):
     """Mean weak signals (Poisson) of one such user."""
 
 
+class LeadingSignals(_Frozen):
+    """Weak signals that come by themselves and lead to some of the streams (preset `paper`).
+
+    A user's curiosity has nothing to do with how much they listen, so what a signal says about the next days
+    is what it leads to. Rates are a month of 30 days and a user of mean curiosity.
+    """
+
+    follows: float = Field(default=0.35, ge=0)
+    """Follows of audiobooks a month."""
+    previews: float = Field(default=0.7, ge=0)
+    """Previews a month."""
+    intents: float = Field(default=1.2, ge=0)
+    """Intents to pay a month."""
+    curiosity_sigma: float = Field(default=0.5, ge=0)
+    """Spread (log) of the users' curiosity, mean 1."""
+    follow_leads: Share = _share(0.43)
+    """Share of follows that lead to a stream of the title, unless it is streamed anyway."""
+    preview_leads: Share = _share(0.05)
+    """Share of previews that do."""
+    intent_leads: Share = _share(0.034)
+    """Share of intents to pay that do."""
+    lag_days: float = Field(default=3.0, gt=0)
+    """Mean days (exponential) from the signal to the stream that it leads to."""
+    notice_days: float = Field(default=10.0, gt=0)
+    """Mean days (exponential) that future listeners look around before their first stream of their own."""
+    browser_share: Share = _share(0.10)
+    """Share of the users of music and podcasts only who look around as well."""
+    follow_after: Share = _share(0.06)
+    """Share of first streams that a follow of the same title comes after."""
+
+
 class DirtRates(_Frozen):
     """What is wrong with the tables, each as a share of the clean rows of its table.
 
@@ -171,6 +202,8 @@ class SimulatorConfig(_Frozen):
     """Mean listening sessions of a title, first one included (geometric)."""
     podcast_sessions: float = Field(default=5.0, ge=1)
     """Mean listening sessions of a show, first one included (geometric)."""
+    stamina_sigma: float = Field(default=0.0, ge=0)
+    """Spread (log) of the users' stamina, mean 1: it multiplies the sessions after the first of all that they hear."""
     artists_per_user: float = Field(default=14.0, ge=1)
     """Median artists a user ever plays (log-normal, 60 at most)."""
 
@@ -216,8 +249,14 @@ class SimulatorConfig(_Frozen):
     null_birth_years: Share = _share(0.12)
     """Users without a birth year."""
 
+    activity_limit: float | None = Field(default=None, gt=0)
+    """No user is more active than this many times the median in a domain; none: no limit."""
+
     signals: SignalRates = SignalRates()
-    """Weak signals."""
+    """Weak signals, planted around streams."""
+    leading: LeadingSignals | None = None
+    """If given, weak signals on audiobooks come by these rates instead, and lead to streams; then the truth is
+    written beside the tables (`audiorec.simulator.oracle`)."""
     dirt: DirtRates = DirtRates()
     """Dirt."""
 
@@ -278,8 +317,59 @@ PRESETS: dict[str, SimulatorConfig] = {
         ),
     ),
     "sample": SimulatorConfig(),
+    "paper": SimulatorConfig(
+        n_users=10_000,
+        n_audiobooks=2_000,
+        n_podcasts=5_000,
+        days=90,
+        layout="flat",
+        chunk_users=25_000,
+        no_events_share=0.02,
+        music_only_share=0.23,
+        audiobook_share=0.40,
+        audiobook_without_podcasts=0.12,
+        adopted_at_start=0.25,
+        audiobook_starts=0.9,
+        podcast_starts=2.2,
+        music_plays=0.4,
+        activity_sigma=0.85,
+        domain_sigma=0.4,
+        activity_limit=40.0,
+        audiobook_sessions=6.0,
+        podcast_sessions=11.0,
+        stamina_sigma=2.3,
+        taste_concentration=2.5,
+        podcast_taste_shared=0.9,
+        audiobook_taste_shared=0.9,
+        affinity_weight=3.0,
+        candidates=24,
+        popularity_sigma=1.6,
+        drift_sigma=0.25,
+        popularity_step_days=3,
+        leading=LeadingSignals(),
+        dirt=DirtRates.none(),
+    ),
 }
-"""Named settings: `tiny` for tests (under a second), `sample` for the demo."""
+"""Named settings: `tiny` for tests (under a second), `sample` for the demo, `paper` for experiments: calibrated
+to section 3 of the paper, without dirt, with the truth beside the tables."""
+
+PODCASTS_PER_AUDIOBOOK = 2.5
+"""Shows a title when `sized` is given a number of titles."""
+
+
+def sized(
+    name: str, users: int | None = None, audiobooks: int | None = None, **overrides: object
+) -> SimulatorConfig:
+    """A preset with another number of users or of audiobooks; podcasts keep pace with the audiobooks.
+
+    Raises: BadSettings as `preset`.
+    """
+    if users is not None:
+        overrides["n_users"] = users
+    if audiobooks is not None:
+        overrides["n_audiobooks"] = audiobooks
+        overrides.setdefault("n_podcasts", max(2, round(PODCASTS_PER_AUDIOBOOK * audiobooks)))
+    return preset(name, **overrides)
 
 
 def preset(name: str, **overrides: object) -> SimulatorConfig:

@@ -5,6 +5,9 @@ that day x topic, the topic from the user's taste, the language from the user's 
 takes the item with the greatest utility: topic match (cosine) + tone + own country + Gumbel noise, a
 softmax over the shelf. Both steps are vectorised and cost the same per choice for any size of catalogue. No
 choice looks at what other users did.
+
+Weak signals on audiobooks are either planted around streams (`SignalRates`) or come first and lead to some of
+the streams (`LeadingSignals`); only of the second kind does the oracle know what they are worth.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from audiorec.simulator.config import SimulatorConfig
+from audiorec.simulator.config import LeadingSignals, SimulatorConfig
 from audiorec.simulator.world import (
     AUDIOBOOKS,
     LONG_AGO,
@@ -33,6 +36,8 @@ STREAM, FOLLOW, PREVIEW, INTENT = range(4)
 DAY_SECONDS = 86_400
 BURN_IN_DAYS = 60
 """Shows taken up this long before the period still send sessions into it."""
+MOST_SESSIONS = 400
+"""Sessions of one title by one user."""
 
 _BLOCK = 20_000
 # Monday first: podcasts on the way to work, music on Friday and Saturday, audiobooks at the week-end.
@@ -77,6 +82,16 @@ class ChunkEvents:
     recent_starters: int
     recent_first_ever: int
     audiobook_listeners: int
+    lookers: Lookers | None
+    """Who gives signals that lead to streams; None where signals are planted around streams."""
+
+
+@dataclass(frozen=True)
+class Lookers:
+    """Who looks around among the audiobooks and gives signals: `curiosity` (0: never) and first day, all [n]."""
+
+    curiosity: NDArray[np.float64]
+    since: Ints
 
 
 def choose(
@@ -141,7 +156,7 @@ def choose(
     return chosen
 
 
-class _Calendar:
+class Calendar:
     """Draws days in proportion to the weekday and growth of a domain; also gives expected amounts."""
 
     def __init__(self, config: SimulatorConfig, domain: str) -> None:
@@ -150,6 +165,13 @@ class _Calendar:
         growth = 1.0 + _GROWTH[domain] * (2 * day / config.days - 1)
         weight = np.array(_WEEKDAY[domain])[weekday] * np.maximum(growth, 0.1)
         self.cumulative = np.concatenate([[0.0], np.cumsum(weight)])
+
+    def mass(self, first: Ints, last: Ints) -> NDArray[np.float64]:
+        """Expected occasions at a rate of 1 a day on the days from `first` to before `last` [n]; 0 if none."""
+        top = len(self.cumulative) - 1
+        low, high = (np.clip(day + BURN_IN_DAYS, 0, top) for day in (first, last))
+        found: NDArray[np.float64] = np.maximum(self.cumulative[high] - self.cumulative[low], 0.0)
+        return found
 
     def draw(self, rng: np.random.Generator, rate: NDArray[np.float64], since: Ints) -> tuple[Ints, Ints]:
         """(user, day) of Poisson many occasions at `rate` a day [n] from day `since` [n] to the last."""
@@ -179,9 +201,12 @@ def _first_of_each(user: Ints, item: Ints, day: Ints, n_items: int) -> NDArray[n
     return order[np.concatenate([[True], key[1:] != key[:-1]])] if len(key) else order
 
 
-def _sessions(rng: np.random.Generator, day: Ints, mean: float, gap_days: float) -> tuple[Ints, Ints]:
+def _sessions(
+    rng: np.random.Generator, day: Ints, mean: float, gap_days: float, stamina: NDArray[np.float64] | None
+) -> tuple[Ints, Ints]:
     """(start row, day) of the sessions of each start; the first lies on its day, others days apart."""
-    count = rng.geometric(1.0 / mean, len(day))
+    means = mean if stamina is None else 1.0 + (mean - 1.0) * stamina
+    count = rng.geometric(1.0 / means, len(day)).clip(1, MOST_SESSIONS)
     row = np.repeat(np.arange(len(day)), count)
     first = np.concatenate([[0], np.cumsum(count)[:-1]]) if len(day) else np.zeros(0, np.int64)
     gap = 1 + rng.exponential(gap_days - 1, len(row)).astype(np.int64)
@@ -189,6 +214,10 @@ def _sessions(rng: np.random.Generator, day: Ints, mean: float, gap_days: float)
         gap[first] = 0
     total = np.cumsum(gap)
     return row, day[row] + total - total[first][row] if len(row) else np.zeros(0, np.int64)
+
+
+def _of(values: NDArray[np.float64] | None, user: Ints) -> NDArray[np.float64] | None:
+    return None if values is None else values[user]
 
 
 class _Rows:
@@ -273,7 +302,7 @@ def _spoken(
     def pick(user: Ints, day: Ints) -> Ints:
         return choose(rng, config, shelf, people.taste[domain], people, user, day, english)
 
-    user, day = _Calendar(config, domain).draw(rng, rate, since)
+    user, day = Calendar(config, domain).draw(rng, rate, since)
     item = pick(user, day)
     known = np.flatnonzero(item >= 0)
     first = known[_first_of_each(user[known], item[known], day[known], n)]
@@ -282,7 +311,8 @@ def _spoken(
 
     rows = _Rows(config.days)
     mean = config.audiobook_sessions if domain == "audiobook" else config.podcast_sessions
-    start, session_day = _sessions(rng, day, mean, 2.0 if domain == "audiobook" else 6.0)
+    gap = 2.0 if domain == "audiobook" else 6.0
+    start, session_day = _sessions(rng, day, mean, gap, _of(people.stamina, user))
     at = session_day * DAY_SECONDS + _second_of_day(rng, len(start))
     rows.add(user[start], item[start], STREAM, at, _seconds(rng, domain, len(start), 0.7))
     is_first = np.concatenate([[True], start[1:] != start[:-1]]) if len(start) else np.zeros(0, bool)
@@ -310,7 +340,7 @@ def _spoken(
     for event, share in before.items():
         _signal_before(rng, config, rows, event, share, (user, item, first_at), earliest)
     _follow_after(rng, rows, after, user, item, first_at)
-    calendar = _Calendar(config, domain)
+    calendar = Calendar(config, domain)
     for event, ratio in only.items():
         looker, look_day = calendar.draw(rng, rate * ratio, since)
         _signals_only(rng, rows, event, (looker, pick(looker, look_day), look_day), streamed, n)
@@ -332,6 +362,80 @@ def _spoken(
     return rows.events(people.first), user[inside], day[inside]
 
 
+def lookers(world: World, people: People, chunk: int, leading: LeadingSignals) -> Lookers:
+    """Future listeners look around from some days before their first stream on, and a few others do too."""
+    n, days = len(people), world.config.days
+    rng = stream_of(world.config.seed, 23, chunk)
+    sigma = leading.curiosity_sigma
+    curiosity = np.exp(rng.normal(-(sigma**2) / 2, sigma, n))
+    before = rng.exponential(leading.notice_days, n).astype(np.int64)
+    browses = (people.segment == MUSIC_AND_PODCASTS) & (rng.random(n) < leading.browser_share)
+    begins = (rng.random(n) * days).astype(np.int64)
+    since = np.where(people.segment == AUDIOBOOKS, people.adopted_day - before, begins)
+    since = np.maximum(since, np.maximum(people.joined_day, 0))
+    looks = (people.segment == AUDIOBOOKS) | browses
+    return Lookers(np.where(looks, curiosity, 0.0), np.minimum(since, days - 1))
+
+
+def _led_audiobooks(
+    rng: np.random.Generator,
+    world: World,
+    people: People,
+    since: Ints,
+    look: Lookers,
+    leading: LeadingSignals,
+) -> tuple[Events, Ints, Ints]:
+    """As `_spoken` for audiobooks, but with signals that come first and lead to some of the streams."""
+    config, shelf = world.config, world.audiobooks
+    english = world.languages.index("en") if "en" in world.languages else None
+    n = len(shelf.ids)
+    calendar = Calendar(config, "audiobook")
+    rates = {FOLLOW: leading.follows, PREVIEW: leading.previews, INTENT: leading.intents}
+    leads = {FOLLOW: leading.follow_leads, PREVIEW: leading.preview_leads, INTENT: leading.intent_leads}
+
+    active = since < config.days
+    rate = np.where(active, people.activity["audiobook"] * config.audiobook_starts / 30, 0.0)
+    user, day = calendar.draw(rng, rate, np.where(active, since, config.days - 1))
+    parts = [(user, day, np.full(len(user), STREAM))]
+    for kind, per_month in rates.items():
+        user, day = calendar.draw(rng, look.curiosity * per_month / 30, look.since)
+        parts.append((user, day, np.full(len(user), kind)))
+    user, day, event = (np.concatenate(columns) for columns in zip(*parts, strict=True))
+    item = choose(rng, config, shelf, people.taste["audiobook"], people, user, day, english)
+    known = item >= 0
+    user, day, event, item = user[known], day[known], event[known], item[known]
+    at = day * DAY_SECONDS + _second_of_day(rng, len(user))
+
+    # A stream of one's own begins at once, one that a signal leads to some days later.
+    lead = np.array([1.0, *(leads[e] for e in (FOLLOW, PREVIEW, INTENT))])[event]
+    lag = np.where(event == STREAM, 0.0, 60 + rng.exponential(leading.lag_days, len(user)) * DAY_SECONDS)
+    begins = (at + lag).astype(np.int64)
+    starts = np.flatnonzero((rng.random(len(user)) < lead) & (begins < config.days * DAY_SECONDS))
+    starts = starts[_first_of_each(user[starts], item[starts], begins[starts], n)]
+    first_user, first_item, first_at = user[starts], item[starts], begins[starts]
+
+    rows = _Rows(config.days)
+    stamina = _of(people.stamina, first_user)
+    row, session_day = _sessions(rng, first_at // DAY_SECONDS, config.audiobook_sessions, 2.0, stamina)
+    session_at = session_day * DAY_SECONDS + _second_of_day(rng, len(row))
+    is_first = np.ones(len(row), bool)
+    is_first[1:] = row[1:] != row[:-1]
+    session_at[is_first] = first_at
+    rows.add(first_user[row], first_item[row], STREAM, session_at, _seconds(rng, "audiobook", len(row), 0.7))
+    # Nobody gives a signal on the way to a title that they have begun.
+    key = first_user * n + first_item
+    place = np.searchsorted(key, user * n + item).clip(0, max(len(key) - 1, 0))
+    begun = np.zeros(len(user), bool)
+    if len(key):
+        begun = (key[place] == user * n + item) & (first_at[place] <= at)
+    for kind in rates:
+        given = np.flatnonzero((event == kind) & ~begun)
+        seconds = rng.integers(5, 31, len(given)) if kind == PREVIEW else 0
+        rows.add(user[given], item[given], kind, at[given], seconds)
+    _follow_after(rng, rows, leading.follow_after, first_user, first_item, first_at)
+    return rows.events(people.first), first_user, first_at // DAY_SECONDS
+
+
 def _music(rng: np.random.Generator, world: World, people: People) -> Events:
     """Plays: each user has artists, some found during the period, and returns to the early ones most."""
     config, shelf = world.config, world.artists
@@ -351,7 +455,7 @@ def _music(rng: np.random.Generator, world: World, people: People) -> Events:
     key = user * config.days + day
 
     rate = np.where(listens, people.activity["music"] * config.music_plays, 0.0)
-    player, play_day = _Calendar(config, "music").draw(rng, rate, np.maximum(people.joined_day, 0))
+    player, play_day = Calendar(config, "music").draw(rng, rate, np.maximum(people.joined_day, 0))
     offset = np.searchsorted(user, player)
     available = np.searchsorted(key, player * config.days + play_day, side="right") - offset
     some = available > 0
@@ -373,9 +477,13 @@ def listen(world: World, people: People, chunk: int) -> ChunkEvents:
     since_audiobooks = np.where(people.segment == AUDIOBOOKS, people.adopted_day, never)
     music = _music(stream_of(config.seed, 20, chunk), world, people)
     podcasts, _, _ = _spoken(stream_of(config.seed, 21, chunk), world, people, "podcast", since_podcasts)
-    audiobooks, user, day = _spoken(
-        stream_of(config.seed, 22, chunk), world, people, "audiobook", since_audiobooks
-    )
+    rng = stream_of(config.seed, 22, chunk)
+    look = None
+    if config.leading is None:
+        audiobooks, user, day = _spoken(rng, world, people, "audiobook", since_audiobooks)
+    else:
+        look = lookers(world, people, chunk, config.leading)
+        audiobooks, user, day = _led_audiobooks(rng, world, people, since_audiobooks, look, config.leading)
     recent = day >= config.days - 14
     earliest = np.full(len(people), -LONG_AGO, np.int64)
     np.minimum.at(earliest, user, day)
@@ -384,4 +492,5 @@ def listen(world: World, people: People, chunk: int) -> ChunkEvents:
         recent_starters=len(np.unique(user[recent])),
         recent_first_ever=int(((earliest >= config.days - 14) & (earliest < config.days)).sum()),
         audiobook_listeners=len(np.unique(user)),
+        lookers=look,
     )

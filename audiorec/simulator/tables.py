@@ -11,7 +11,7 @@ import json
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from datetime import date, timedelta
 from pathlib import Path
 
@@ -31,11 +31,23 @@ from audiorec.simulator.dirt import (
     soil_catalogue,
     soil_events,
 )
+from audiorec.simulator.frozen import code_hash, config_hash, simulator_hash
 from audiorec.simulator.listening import listen
+from audiorec.simulator.truth import TruthWriter, is_truth, truth_hash, truth_of
 from audiorec.simulator.vocabulary import TOPICS
-from audiorec.simulator.world import LONG_AGO, MUSIC_AND_PODCASTS, MUSIC_ONLY, NO_EVENTS, World, stream_of
+from audiorec.simulator.world import (
+    LONG_AGO,
+    MUSIC_AND_PODCASTS,
+    MUSIC_ONLY,
+    NO_EVENTS,
+    People,
+    World,
+    stream_of,
+)
 
 MARKER = "generated.json"
+CHUNK_TITLES = 50_000
+"""Titles written at a time."""
 LOCK_SECONDS = 600.0
 """How long a generator waits for another one of the same folder."""
 
@@ -122,26 +134,13 @@ class GeneratedSummary(BaseModel):
     """Wall time of this call."""
 
 
-def config_hash(config: SimulatorConfig) -> str:
-    """sha256 of the settings as canonical JSON."""
-    text = json.dumps(config.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def code_hash() -> str:
-    """sha256 over the generator's source files: an older generator's folder is not taken for a new one's."""
-    digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("*.py")):
-        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
-    return digest.hexdigest()
-
-
 def write_source_tables(config: SimulatorConfig, folder: Path | str) -> GeneratedSummary:
     """Generate the source tables of `config` in `folder`.
 
     A folder that this function wrote from equal settings and code is reused after its files' hashes were
     checked; one that it wrote from others is replaced; any other folder that is not empty, or one in which
-    something was changed or added since, is left alone.
+    something was changed or added since, is left alone. Settings with `leading` signals get a second folder,
+    FOLDER.truth, for the oracle.
 
     Raises: BadData if the folder is not ours or was changed; Busy if another process has written to it for
     ten minutes; Unavailable if the disk is full or not writable.
@@ -155,10 +154,12 @@ def write_source_tables(config: SimulatorConfig, folder: Path | str) -> Generate
             if old.exists() and not folder.exists():
                 old.rename(folder)  # Killed between the two renames of a replacement.
             found = _existing(folder)
+            known_truth = truth_hash(truth_of(folder)) if config.leading else None
             if (
                 found is not None
                 and found.config_hash == config_hash(config)
                 and found.code_hash == code_hash()
+                and known_truth == (simulator_hash(config) if config.leading else None)
             ):
                 return found.model_copy(update={"reused": True, "seconds": time.monotonic() - begun})
             summary = _generate(config, folder)
@@ -220,47 +221,51 @@ def _generate(config: SimulatorConfig, folder: Path) -> GeneratedSummary:
     # Under the lock nobody else is at work on these, so what lies there was left by a killed run.
     partial = folder.parent / f".{folder.name}.partial"
     old = folder.parent / f".{folder.name}.old"
-    shutil.rmtree(partial, ignore_errors=True)
-    shutil.rmtree(old, ignore_errors=True)
+    truth, partial_truth = truth_of(folder), folder.parent / f".{folder.name}.truth.partial"
+    for left in (partial, old, partial_truth):
+        shutil.rmtree(left, ignore_errors=True)
     partial.mkdir()
     try:
-        summary = _write(config, partial)
+        summary = _write(config, partial, partial_truth if config.leading else None)
         if folder.exists():
             folder.rename(old)
         partial.rename(folder)
+        # A truth of other tables is told by its settings, should a kill come between.
+        if is_truth(truth):
+            shutil.rmtree(truth, ignore_errors=True)
+        if config.leading:
+            partial_truth.rename(truth)
     finally:
         if old.exists() and not folder.exists():
             old.rename(folder)
-        shutil.rmtree(partial, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+        for left in (partial, old, partial_truth):
+            shutil.rmtree(left, ignore_errors=True)
     return summary
 
 
-def _write(config: SimulatorConfig, folder: Path) -> GeneratedSummary:
+def _write(config: SimulatorConfig, folder: Path, truth_folder: Path | None) -> GeneratedSummary:
     world = World(config)
     rows: Counter[str] = Counter()
     clean: Counter[str] = Counter()
     dirt: dict[str, Counter[str]] = {}
     people: Counter[int] = Counter()
     totals: Counter[str] = Counter()
-    users: Row = {"user_id": list(world.user_ids()), "country": [], "birth_year": []}
-
     ids = {
         "music_events": world.track_ids,
         "podcast_events": world.podcasts.ids,
         "audiobook_events": world.audiobooks.ids,
     }
-    user_ids = [str(user) for user in users["user_id"]]
-    writers = {table: _EventWriter(config, folder, table, user_ids, ids[table]) for table in EVENT_TABLES}
+    writers = {table: _EventWriter(config, folder, table, ids[table]) for table in EVENT_TABLES}
+    catalogue = _CatalogueWriter(config, folder)
+    truth = TruthWriter(world, truth_folder) if truth_folder is not None else None
     for chunk in range(world.n_chunks):
         group = world.people(chunk)
-        users["country"] += [
-            world.countries[country] if known else None
-            for country, known in zip(group.country.tolist(), group.known_country.tolist(), strict=True)
-        ]
-        users["birth_year"] += [year or None for year in group.birth_year.tolist()]
+        user_ids = world.user_ids(group)
+        catalogue.add("users", 0, _users(world, group, user_ids))
         people.update(group.segment.tolist())
         heard = listen(world, group, chunk)
+        if truth is not None and heard.lookers is not None:
+            truth.add(group, user_ids, heard.lookers, heard.tables["audiobook_events"])
         totals["recent"] += heard.recent_starters
         totals["first_ever"] += heard.recent_first_ever
         totals["listeners"] += heard.audiobook_listeners
@@ -268,29 +273,23 @@ def _write(config: SimulatorConfig, folder: Path) -> GeneratedSummary:
             written, counts = soil_events(
                 stream_of(config.seed, 30, chunk, number), config, heard.tables[table]
             )
-            writers[table].add(chunk, written)
+            writers[table].add(chunk, group.first, user_ids, written)
             clean[table] += len(heard.tables[table])
             rows[table] += len(written)
             dirt.setdefault(table, Counter()).update(counts)
     for writer in writers.values():
         writer.close()
 
-    tables = {
-        "users": users,
-        "tracks": _tracks(world),
-        "podcasts": _titles(world, "podcasts"),
-        "audiobooks": _titles(world, "audiobooks"),
-    }
-    for number, (table, columns) in enumerate(tables.items()):
-        rng = stream_of(config.seed, 31, number)
-        clean[table] = len(next(iter(columns.values())))
-        dirty, counts = soil_catalogue(rng, config.dirt, table, columns, config.last_day.year)
-        rows[table] = len(next(iter(dirty.values())))
-        dirt[table] = Counter(counts)
-        data = pa.table(
-            [pa.array(dirty[field.name], field.type) for field in SCHEMAS[table]], schema=SCHEMAS[table]
-        )
-        _write_parquet(data, folder / f"{table}.parquet")
+    catalogue.add("tracks", 1, _tracks(world))
+    for number, table in ((2, "podcasts"), (3, "audiobooks")):
+        for columns in _titles(world, table):
+            catalogue.add(table, number, columns)
+    catalogue.close()
+    rows.update(catalogue.rows)
+    clean.update(catalogue.clean)
+    dirt.update(catalogue.dirt)
+    if truth is not None:
+        truth.close(simulator_hash(config))
 
     files = {
         str(path.relative_to(folder)): {"sha256": _sha256(path)} for path in sorted(folder.rglob("*.parquet"))
@@ -321,6 +320,42 @@ def _write(config: SimulatorConfig, folder: Path) -> GeneratedSummary:
     return summary
 
 
+class _CatalogueWriter:
+    """Writes users and catalogues, each a chunk at a time, and counts their rows and dirt."""
+
+    def __init__(self, config: SimulatorConfig, folder: Path) -> None:
+        self.config = config
+        self.folder = folder
+        self.writers: dict[str, pq.ParquetWriter] = {}
+        self.chunks: Counter[str] = Counter()
+        self.rows: Counter[str] = Counter()
+        self.clean: Counter[str] = Counter()
+        self.dirt: dict[str, Counter[str]] = {}
+
+    def add(self, table: str, number: int, columns: Row) -> None:
+        """Write one chunk of a table as a row group; `number` is the table's random stream."""
+        chunk = self.chunks[table]
+        # The first chunk has the table's own stream: a table of one chunk does not know of chunks.
+        key = (31, number, chunk) if chunk else (31, number)
+        dirty, counts = soil_catalogue(
+            stream_of(self.config.seed, *key), self.config.dirt, table, columns, self.config.last_day.year
+        )
+        self.chunks[table] += 1
+        self.rows[table] += len(next(iter(dirty.values())))
+        self.clean[table] += len(next(iter(columns.values())))
+        self.dirt.setdefault(table, Counter()).update(counts)
+        schema = SCHEMAS[table]
+        if table not in self.writers:
+            self.writers[table] = pq.ParquetWriter(self.folder / f"{table}.parquet", schema, **_PARQUET)
+        arrays = [pa.array(dirty[field.name], field.type) for field in schema]
+        self.writers[table].write_table(pa.table(arrays, schema=schema))
+
+    def close(self) -> None:
+        """Finish the files."""
+        for writer in self.writers.values():
+            writer.close()
+
+
 def _write_parquet(data: pa.Table, path: Path) -> None:
     pq.write_table(data, path, **_PARQUET)
 
@@ -332,15 +367,12 @@ _PARQUET = {"version": "2.6", "compression": "zstd", "compression_level": 1, "da
 class _EventWriter:
     """Writes one event table chunk by chunk, in either layout."""
 
-    def __init__(
-        self, config: SimulatorConfig, folder: Path, table: str, user_ids: list[str], item_ids: list[str]
-    ) -> None:
+    def __init__(self, config: SimulatorConfig, folder: Path, table: str, item_ids: list[str]) -> None:
         self.config = config
         self.folder = folder / table
         self.schema = SCHEMAS[table]
-        self.users = self._pool(user_ids, "ghost-user")
         self.items = self._pool(item_ids, "ghost-item")
-        self.user_count, self.item_count = len(user_ids), len(item_ids)
+        self.item_count = len(item_ids)
         self.events = pa.array(SPELLINGS, _TEXT)
         self.midnight = int(np.datetime64(config.first_day, "us").astype(np.int64))
         self.flat: pq.ParquetWriter | None = None
@@ -357,11 +389,13 @@ class _EventWriter:
         """Positions in the pool of NULL (-1) and UNKNOWN (-2, -3, ...) behind the `count` known ids."""
         return pa.array(np.where(rows >= 0, rows, count - 1 - rows))
 
-    def add(self, chunk: int, rows: WrittenEvents) -> None:
-        """Write the rows of one chunk: a row group (flat) or a part in each folder (hive)."""
+    def add(self, chunk: int, first_user: int, user_ids: list[str], rows: WrittenEvents) -> None:
+        """Write the rows of one chunk of users: a row group (flat) or a part in each folder (hive)."""
+        users = self._pool(user_ids, "ghost-user")
+        own = np.where(rows.user >= 0, rows.user - first_user, rows.user)
         data = pa.table(
             [
-                self.users.take(self._place(rows.user, self.user_count)),
+                users.take(self._place(own, len(user_ids))),
                 self.items.take(self._place(rows.item, self.item_count)),
                 self.events.take(pa.array(rows.spelling)),
                 pa.array(rows.at_us + self.midnight).cast(pa.timestamp("us")),
@@ -396,11 +430,19 @@ def _tracks(world: World) -> Row:
     }
 
 
-def _titles(world: World, table: str) -> Row:
-    """Catalogue columns of audiobooks or podcasts; a genre code is one of the main topic's three."""
+def _users(world: World, group: People, user_ids: list[str]) -> Row:
+    country = zip(group.country.tolist(), group.known_country.tolist(), strict=True)
+    return {
+        "user_id": list(user_ids),
+        "country": [world.countries[row] if known else None for row, known in country],
+        "birth_year": [year or None for year in group.birth_year.tolist()],
+    }
+
+
+def _titles(world: World, table: str) -> Iterator[Row]:
+    """Catalogue columns of audiobooks or podcasts by chunk; a genre code is one of the main topic's three."""
     audiobooks = table == "audiobooks"
     shelf = world.audiobooks if audiobooks else world.podcasts
-    texts = world.texts(shelf)
     main = shelf.main.tolist()
     if audiobooks:
         code = stream_of(world.config.seed, 7).integers(0, 3, len(main)).tolist()
@@ -408,14 +450,17 @@ def _titles(world: World, table: str) -> Row:
     else:
         genre = [TOPICS[topic].category for topic in main]
     first = world.config.first_day
-    return {
-        "audiobook_id" if audiobooks else "podcast_id": list(shelf.ids),
-        "title": list(texts.title),
-        "description": list(texts.description),
-        "author" if audiobooks else "publisher": list(texts.creator),
-        "genre" if audiobooks else "category": list(genre),
-        "language": [world.languages[i] for i in shelf.language.tolist()],
-        "published_on": [
-            None if day == LONG_AGO else first + timedelta(days=day) for day in shelf.published_day.tolist()
-        ],
-    }
+    for chunk, texts in enumerate(world.texts_by(shelf, CHUNK_TITLES)):
+        rows = slice(chunk * CHUNK_TITLES, (chunk + 1) * CHUNK_TITLES)
+        yield {
+            "audiobook_id" if audiobooks else "podcast_id": list(shelf.ids[rows]),
+            "title": list(texts.title),
+            "description": list(texts.description),
+            "author" if audiobooks else "publisher": list(texts.creator),
+            "genre" if audiobooks else "category": list(genre[rows]),
+            "language": [world.languages[i] for i in shelf.language[rows].tolist()],
+            "published_on": [
+                None if day == LONG_AGO else first + timedelta(days=day)
+                for day in shelf.published_day[rows].tolist()
+            ],
+        }

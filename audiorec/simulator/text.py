@@ -83,14 +83,16 @@ def compose(
     topics: NDArray[np.int64],
     seconds: NDArray[np.int64],
     tones: NDArray[np.int64],
+    seen: dict[tuple[str, str], int] | None = None,
 ) -> Texts:
     """Write title, description and author or publisher of each item.
 
     Shapes: `languages`, `topics` (main), `seconds` (second topic) and `tones` all [n]; `kind` is 'audiobook',
-    'podcast' or 'track' (tracks get a title only).
+    'podcast' or 'track' (tracks get a title only). `seen` carries the titles given so far from call to call; it
+    holds at most as many as the vocabulary can make.
     """
     picks = rng.integers(0, 2**31, size=(len(languages), _PICKS)).tolist()
-    seen: dict[tuple[str, str], int] = {}
+    seen = {} if seen is None else seen
     rows = []
     for language, topic, second, tone, pick in zip(
         languages, topics.tolist(), seconds.tolist(), tones.tolist(), picks, strict=True

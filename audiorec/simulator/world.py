@@ -6,6 +6,7 @@ period, negative before it. The latent quantities live here only; the tables nev
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import date
 from functools import cached_property
@@ -40,6 +41,11 @@ def _normalised(values: NDArray[np.float64]) -> Floats:
     sums = values.sum(axis=1, keepdims=True)
     even = np.full_like(values, 1.0 / values.shape[1])
     return np.divide(values, sums, out=even, where=sums > 0).astype(np.float32)
+
+
+def block_starts(language: Ints, n: int) -> Ints:
+    """[n + 1] where each of `n` languages begins in a sorted column."""
+    return np.searchsorted(language, np.arange(n + 1))
 
 
 @dataclass(frozen=True)
@@ -89,7 +95,7 @@ class People:
 
     Shapes: `country`, `language`, `birth_year`, `segment`, `joined_day`, `adopted_day` [n]; `has_podcasts`
     [n] bool; `taste` of a domain [n, K], rows sum to 1; `tone` [n, T]; `activity` of a domain [n],
-    median 1. `first` is the global row number of the first user; `birth_year` 0 stands for unknown.
+    median 1; `stamina` [n], None if all have the same. `first` is the global row number of the first user; `birth_year` 0 stands for unknown.
     """
 
     first: int
@@ -104,10 +110,17 @@ class People:
     common_taste: Floats
     taste: dict[str, Floats]
     tone: Floats
+    stamina: NDArray[np.float64] | None
     activity: dict[str, NDArray[np.float64]]
 
     def __len__(self) -> int:
         return len(self.segment)
+
+    @property
+    def listens_audiobooks(self) -> NDArray[np.bool_]:
+        """Who starts audiobooks of their own accord (a signal may lead others to one)."""
+        listens: NDArray[np.bool_] = self.segment == AUDIOBOOKS
+        return listens
 
 
 class World:
@@ -152,7 +165,7 @@ class World:
                 by_language = 0.7 * by_language
                 by_language[self.languages.index("en")] += 0.3
             language = np.sort(rng.choice(len(self.languages), n, p=by_language / by_language.sum()))
-            block_start = np.searchsorted(language, np.arange(len(self.languages) + 1))
+            block_start = block_starts(language, len(self.languages))
             # The home of an item is a country of its language.
             same = self.country_language[None, :] == np.arange(len(self.languages))[:, None]
             cumulative = np.cumsum(same * self.country_share, axis=1)
@@ -201,16 +214,21 @@ class World:
 
     def texts(self, shelf: Shelf) -> Texts:
         """Title, description and author or publisher of each item of a shelf."""
-        second = shelf.topics.copy()
-        second[np.arange(len(second)), shelf.main] = -1
-        return compose(
-            stream_of(self.config.seed, 6, DOMAINS.index(shelf.kind)),
-            shelf.kind,
-            [self.languages[i] for i in shelf.language.tolist()],
-            shelf.main,
-            second.argmax(axis=1),
-            shelf.tone,
-        )
+        (whole,) = self.texts_by(shelf, len(shelf.ids))
+        return whole
+
+    def texts_by(self, shelf: Shelf, size: int) -> Iterator[Texts]:
+        """The same, `size` items at a time."""
+        rng = stream_of(self.config.seed, 6, DOMAINS.index(shelf.kind))
+        seen: dict[tuple[str, str], int] = {}
+        for start in range(0, len(shelf.ids), size):
+            rows = slice(start, start + size)
+            second = shelf.topics[rows].copy()
+            second[np.arange(len(second)), shelf.main[rows]] = -1
+            languages = [self.languages[i] for i in shelf.language[rows].tolist()]
+            yield compose(
+                rng, shelf.kind, languages, shelf.main[rows], second.argmax(axis=1), shelf.tone[rows], seen
+            )
 
     def track_titles(self) -> list[str]:
         """Title of each track, in the language of its artist's home and on the artist's topic."""
@@ -251,6 +269,8 @@ class World:
             mixed = shared[domain] * common + (1 - shared[domain]) * own
             taste[domain] = _normalised(mixed.astype(np.float64))
             activity[domain] = np.exp(log_activity + rng.normal(0.0, config.domain_sigma, n))
+            if config.activity_limit is not None:
+                activity[domain] = np.minimum(activity[domain], config.activity_limit)
         draw = rng.random(n)
         segment = np.full(n, MUSIC_AND_PODCASTS)
         segment[draw < config.no_events_share + config.music_only_share] = MUSIC_ONLY
@@ -276,13 +296,23 @@ class World:
             common_taste=common,
             taste=taste,
             tone=rng.normal(0.0, 1.0, (n, T)).astype(np.float32),
+            stamina=self._stamina(chunk, n),
             activity=activity,
         )
 
-    def user_ids(self) -> list[str]:
-        """Ids of all users, by global row number."""
+    def _stamina(self, chunk: int, n: int) -> NDArray[np.float64] | None:
+        sigma = self.config.stamina_sigma
+        if sigma == 0:
+            return None
+        drawn: NDArray[np.float64] = stream_of(self.config.seed, 24, chunk).lognormal(
+            -(sigma**2) / 2, sigma, n
+        )
+        return drawn
+
+    def user_ids(self, people: People) -> list[str]:
+        """Ids of the users of a chunk, by row."""
         width = max(4, len(str(self.config.n_users)))
-        return [f"u{i:0{width}d}" for i in range(self.config.n_users)]
+        return [f"u{i:0{width}d}" for i in range(people.first, people.first + len(people))]
 
     def day_number(self, day: date) -> int:
         """A date as a day of the period."""

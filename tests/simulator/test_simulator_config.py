@@ -32,7 +32,7 @@ def test_settings_survive_json() -> None:
 @pytest.mark.parametrize(
     ("name", "overrides", "message"),
     [
-        ("sampel", {}, r"preset 'sampel' is unknown; expected one of \['sample', 'tiny'\]"),
+        ("sampel", {}, r"preset 'sampel' is unknown; expected one of \['paper', 'sample', 'tiny'\]"),
         ("tiny", {"users": 5}, "users: Extra inputs are not permitted"),
         ("tiny", {"n_users": 0}, r"n_users: .*greater than or equal to 1 \(found 0\)"),
         ("tiny", {"days": "soon"}, r"days: .*valid integer.* \(found 'soon'\)"),
