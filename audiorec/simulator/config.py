@@ -72,7 +72,7 @@ class LeadingSignals(_Frozen):
     """Intents to pay a month."""
     curiosity_sigma: float = Field(default=0.5, ge=0)
     """Spread (log) of the users' curiosity, mean 1."""
-    follow_leads: Share = _share(0.43)
+    follow_leads: Share = _share(0.435)
     """Share of follows that lead to a stream of the title, unless it is streamed anyway."""
     preview_leads: Share = _share(0.05)
     """Share of previews that do."""
