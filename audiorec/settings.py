@@ -353,6 +353,7 @@ class Scarcity(Group):
 class Rivals(Group):
     """Other recommenders that experiments compare with; hyperparameters in brackets are tried on validation."""
 
+    models: tuple[str, ...] = setting((), "those that are run, by the names tables show; empty for all")
     item_knn_shrinkage: tuple[float, ...] = setting(
         (10.0, 30.0, 100.0), "item-kNN: pseudo-users", unit="users"
     )
