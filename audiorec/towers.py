@@ -1,4 +1,4 @@
-"""The two towers in use: targets and their days, the popularity prior, training, and vectors for an index.
+"""The two towers in use: targets and their days, the base, training, and vectors for an index.
 
 Every target is predicted from what was known on its day: the user's history and the catalogue's popularity end
 the day before, and the graph behind the HGNN embeddings ends before the target's block (design 4).
