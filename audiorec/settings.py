@@ -75,6 +75,9 @@ class Source(Group):
     uri: str = setting(
         ".audiorec/sample", "source tables: a folder of parquet, a .duckdb file or a .sql file of views"
     )
+    target: Literal["audiobook", "podcast"] = setting(
+        "audiobook", "what is recommended; podcast swaps the two roles, as in the paper's table 4"
+    )
 
 
 class StoreSettings(Group):

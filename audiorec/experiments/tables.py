@@ -120,6 +120,15 @@ TABLES: dict[str, Table] = {
         "Cold users did something before the split, but never with an audiobook.",
         seeds=3,
     ),
+    "table4": Table(
+        "Table 4: podcasts as the target",
+        "all",
+        lambda seeds: [
+            seeded("podcasts", seed, "evaluate", {"source": {"target": "podcast"}}) for seed in seeds
+        ],
+        "The two roles are swapped: podcasts are recommended, audiobooks are what helps. Warm and cold users together.",
+        seeds=1,
+    ),
     "scarcity": Table(
         "Scarcity: what if the audiobooks were newer still",
         "all",

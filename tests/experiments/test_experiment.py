@@ -142,7 +142,7 @@ def test_the_scarcity_page_has_a_column_a_share(made: Any, place: Any):
     [
         (
             ["table9", "--source", "SOURCE"],
-            "experiment 'table9' is unknown; expected one of table1, table2, table3, scarcity",
+            "experiment 'table9' is unknown; expected one of table1, table2, table3, table4, scarcity",
         ),
         (["table2", "--source", "/nowhere"], "/nowhere"),
         (
