@@ -158,9 +158,9 @@ def markdown(found: Figures, table: Table, settings: Evaluation) -> list[str]:
                 else ""
             ),
             "",
-            f"| model | {hit} {table.segment} | {hit} all | warm | cold | no history | MRR {table.segment} | {tail} | "
-            f"coverage@{settings.depth} | {hit} {table.segment} against {reference} [95%] |",
-            "|---|---|---|---|---|---|---|---|---|---|",
+            f"| model | {'' if table.segment == 'all' else f'{hit} {table.segment} | '}{hit} all | warm | cold | no history "
+            f"| MRR {table.segment} | {tail} | coverage@{settings.depth} | {hit} {table.segment} against {reference} [95%] |",
+            "|---" * (9 if table.segment == "all" else 10) + "|",
         ]
         means = _mean_over_seeds(found.values[panel, hit])
         inside = segment_mask(found.segment, table.segment) & _counted(found, panel)
@@ -187,9 +187,13 @@ def markdown(found: Figures, table: Table, settings: Evaluation) -> list[str]:
                 _cell(found.values[panel, hit], segment_mask(found.segment, segment), number, False)
                 for segment in ("warm", "cold", "none")
             )
+            deciding = (
+                ""
+                if table.segment == "all"
+                else f"{_cell(found.values[panel, hit], inside, number, True)} | "
+            )
             lines.append(
-                f"| {model} | {_cell(found.values[panel, hit], inside, number, True)} "
-                f"| {_cell(found.values[panel, hit], every, number, True)} | {by_segment} "
+                f"| {model} | {deciding}{_cell(found.values[panel, hit], every, number, True)} | {by_segment} "
                 f"| {_cell(found.values[panel, mrr], inside, number, True)} "
                 f"| {_cell(found.values[panel, tail], every, number, False)} | {cover:.1%} "
                 f"| {against.mean:+.3f} [{against.low:+.3f}, {against.high:+.3f}] |"
