@@ -3,8 +3,8 @@
 A *space* holds a vector of every title: its HGNN embedding, its text, the taste in music of its listeners, its
 lift in each country. A *channel* is one way to place a user in a space: the mean of the audiobooks streamed, of
 the podcasts streamed, of those with a weak signal, the music vector, the country. Both sides have unit length, so
-that a channel's affinity is a cosine, and the weighted sum over channels is one inner product of the concatenated
-vectors, which an ordinary index serves.
+that a channel's affinity is a cosine (in the space of countries it is the title's lift in the user's country), and
+the weighted sum over channels is one inner product of the concatenated vectors, which an ordinary index serves.
 
 Departure from the paper, whose towers have to learn all of this from a few thousand first streams: here a dozen
 weights of a convex problem say it, and the towers add what these miss (docs/adr/0010).
@@ -18,7 +18,9 @@ from dataclasses import dataclass
 import numpy as np
 
 HISTORIES = ("audiobook", "audiobook_weak", "podcast", "podcast_weak")
-_EMPTY = 1e-9
+_EMPTY = 1e-5
+"""Length under which a vector says nothing: far above what rounding leaves of a zero that was scaled and unscaled, far
+below the mean of vectors of about unit length."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,7 @@ class Space:
     """How vectors of one kind enter: less their mean over the catalogue, on the first principal axes.
 
     `centre` [T] by item type, because podcasts are no audiobooks; `axes` [T, d] of the audiobooks, None to keep all.
+    A row of zeros is a title of which nothing is known (without a text): it stays zeros and moves no centre.
     """
 
     centre: Mapping[str, np.ndarray]
@@ -33,19 +36,24 @@ class Space:
 
     def place(self, kind: str, vectors: np.ndarray) -> np.ndarray:
         """Vectors [N, T] of items of a type in this space, [N, d]."""
-        moved = np.asarray(vectors, np.float32) - self.centre[kind]
+        vectors = np.asarray(vectors, np.float32)
+        moved = np.where(vectors.any(axis=1, keepdims=True), vectors - self.centre[kind], np.float32(0))
         return moved if self.axes is None else moved @ self.axes
 
 
 def fit_space(audiobook: np.ndarray, podcast: np.ndarray, dimensions: int | None) -> Space:
     """Centre and principal axes of a catalogue; deterministic, the sign of an axis being that of its largest entry."""
-    centre = {
-        kind: (np.asarray(v, np.float64).mean(axis=0) if len(v) else np.zeros(v.shape[1])).astype(np.float32)
+    known = {
+        kind: np.asarray(v, np.float64)[np.any(v, axis=1)]
         for kind, v in (("audiobook", audiobook), ("podcast", podcast))
+    }
+    centre = {
+        kind: (v.mean(axis=0) if len(v) else np.zeros(v.shape[1])).astype(np.float32)
+        for kind, v in known.items()
     }
     if dimensions is None or dimensions >= audiobook.shape[1]:
         return Space(centre, None)
-    moved = np.asarray(audiobook, np.float64) - centre["audiobook"]
+    moved = known["audiobook"] - centre["audiobook"]
     values, columns = np.linalg.eigh(moved.T @ moved)
     columns = columns[:, np.argsort(-values, kind="stable")[:dimensions]]
     signs = np.sign(columns[np.abs(columns).argmax(axis=0), np.arange(columns.shape[1])])

@@ -112,7 +112,7 @@ class FeatureSpec:
         return {
             "config": asdict(self.config),
             **{name: list(getattr(self, name)) for name in _WORDS},
-            "spaces": sorted(self.spaces),
+            "spaces": list(self.spaces),  # their order is that of the columns
         }
 
     def tensors(self) -> dict[str, np.ndarray]:

@@ -27,6 +27,23 @@ class Day:
     log_odds: np.ndarray
 
 
+def draw_candidates(
+    titles: int, own: np.ndarray, number: int, generator: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Candidates [C] in order and their `log_odds` [C]: all targets of the day, and a draw from the other titles.
+
+    The targets stand for themselves, whether they could have been drawn or not, and each drawn title for several of
+    the others, so that a sum over candidates is right on average. Were the targets drawn from like the rest, those
+    that were not drawn would count on top, and popular titles would be held against popularity.
+    """
+    own = np.unique(own)
+    others = np.setdiff1d(np.arange(titles), own)
+    drawn = generator.choice(others, min(number, len(others)), replace=False)
+    candidates = np.union1d(own, drawn)
+    odds = np.log(len(others) / max(len(drawn), 1)) if len(others) else 0.0
+    return candidates, np.where(np.isin(candidates, own), 0.0, odds).astype(np.float32)
+
+
 def fit_loglinear(
     days: Sequence[Day], start: np.ndarray, channels: int, ridge: float = 1.0
 ) -> tuple[np.ndarray, np.ndarray]:

@@ -75,6 +75,9 @@ class Source(Group):
     uri: str = setting(
         ".audiorec/sample", "source tables: a folder of parquet, a .duckdb file or a .sql file of views"
     )
+    target: Literal["audiobook", "podcast"] = setting(
+        "audiobook", "what is recommended; podcast swaps the two roles, as in the paper's table 4"
+    )
 
 
 class StoreSettings(Group):
@@ -353,6 +356,7 @@ class Scarcity(Group):
 class Rivals(Group):
     """Other recommenders that experiments compare with; hyperparameters in brackets are tried on validation."""
 
+    models: tuple[str, ...] = setting((), "those that are run, by the names tables show; empty for all")
     item_knn_shrinkage: tuple[float, ...] = setting(
         (10.0, 30.0, 100.0), "item-kNN: pseudo-users", unit="users"
     )

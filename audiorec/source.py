@@ -171,6 +171,8 @@ def open_source(
         raise BadSettings(
             f"source.uri is {uri!r}; expected a folder of parquet, a file ending in .duckdb or a file of views ending in .sql"
         )
+    if settings.source.target == "podcast":
+        raw, foldered = _roles_swapped(raw, foldered)
     missing = [table.name for table in TABLES if table.name not in raw]
     if missing:
         raise BadData(
@@ -180,6 +182,26 @@ def open_source(
     connection.execute("CREATE SCHEMA source")
     versioned = frozenset(t.name for t in TABLES if _make_view(connection, t, raw[t.name], uri))
     return SourceTables(connection, uri, versioned, foldered)
+
+
+_SWAPPED = {
+    "audiobooks": ("podcasts", {"podcast_id": "audiobook_id", "publisher": "author", "category": "genre"}),
+    "podcasts": ("audiobooks", {"audiobook_id": "podcast_id", "author": "publisher", "genre": "category"}),
+    "audiobook_events": ("podcast_events", {"podcast_id": "audiobook_id"}),
+    "podcast_events": ("audiobook_events", {"audiobook_id": "podcast_id"}),
+}
+"""Table: the one that takes its place when podcasts are the target, and its columns' names there."""
+
+
+def _roles_swapped(raw: dict[str, str], foldered: frozenset[str]) -> tuple[dict[str, str], frozenset[str]]:
+    """The same tables with podcasts where audiobooks were and the other way round."""
+    swapped = {name: place for name, place in raw.items() if name not in _SWAPPED}
+    for name, (other, columns) in _SWAPPED.items():
+        if other in raw:
+            renamed = ", ".join(f"{old} AS {new}" for old, new in columns.items())
+            swapped[name] = f"(SELECT * RENAME ({renamed}) FROM {raw[other]})"
+    partner = {name: other for name, (other, _) in _SWAPPED.items()}
+    return swapped, frozenset(partner.get(name, name) for name in foldered)
 
 
 def _short(error: Exception) -> str:

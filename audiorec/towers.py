@@ -1,4 +1,4 @@
-"""The two towers in use: targets and their days, the popularity prior, training, and vectors for an index.
+"""The two towers in use: targets and their days, the base, training, and vectors for an index.
 
 Every target is predicted from what was known on its day: the user's history and the catalogue's popularity end
 the day before, and the graph behind the HGNN embeddings ends before the target's block (design 4).
@@ -20,6 +20,7 @@ from audiorec.affinities import COUNTRY, Affinities, join_spaces
 from audiorec.catalogue import Extract, day_number
 from audiorec.cuts import Cuts
 from audiorec.embeddings import load_text
+from audiorec.errors import BadData
 from audiorec.features import (
     FeatureBuilder,
     FeatureConfig,
@@ -30,7 +31,7 @@ from audiorec.features import (
     fit_spaces,
     fit_spec,
 )
-from audiorec.loglinear import Day, fit_loglinear
+from audiorec.loglinear import Day, draw_candidates, fit_loglinear
 from audiorec.settings import Time, TwoTowerSettings
 from audiorec.store import Manifest, Store
 
@@ -184,12 +185,20 @@ class Towers:
 
     @classmethod
     def load(cls, weights: Path, record: Path) -> Towers:
-        """Read what `save` wrote."""
+        """Read what `save` wrote.
+
+        Raises:
+            BadData: it was written before versions had affinities.
+        """
         from safetensors.torch import load_file
 
         from models.two_tower import TwoTower, TwoTowerConfig
 
         described = json.loads(record.read_text())
+        if "affinity" not in described:
+            raise BadData(
+                f"{record.name} was written by an older version of this code, without affinities; run its date again"
+            )
         config = dict(described["model"])
         config["hidden"] = tuple(config["hidden"])
         model = TwoTower(TwoTowerConfig(**config))
@@ -346,10 +355,9 @@ class Trainer:
         titles = len(items.dense)
         columns, log_odds = np.arange(titles), np.zeros(titles, np.float32)
         if titles > self._base_titles:
-            drawn = generator.choice(titles, self.settings.negatives, replace=False)
-            columns = np.unique(np.concatenate([drawn, batch.audiobook_idx]))
-            # Each drawn title stands for many that were not.
-            log_odds = np.where(np.isin(columns, drawn), np.log(titles / len(drawn)), 0.0).astype(np.float32)
+            columns, log_odds = draw_candidates(
+                titles, batch.audiobook_idx, self.settings.negatives, generator
+            )
         scores = np.zeros((len(batch), len(columns), len(names)), np.float32)
         if affinities is not None:
             users = self.users(rows)

@@ -244,12 +244,22 @@ class HGNNTrainer:
     def validate(self) -> dict[str, Any]:
         """The held-out links under the present weights: mrr (mean over link types), mrr_by_type,
         validation_loss."""
+        if self._validation is None:
+            return {"mrr": None, "mrr_by_type": {}, "validation_loss": None}
+        return self.validate_embeddings(
+            self.model.embed_graph(
+                self.features, self.graph, max_neighbors=self.config.max_neighbors, seed=self.config.seed
+            )
+        )
+
+    def validate_embeddings(self, embeddings: Mapping[NodeType, Tensor]) -> dict[str, Any]:
+        """The same of any embeddings [N, D] a node type, another model's as well.
+
+        Raises: ValueError if no link was held out.
+        """
         links = self._validation
         if links is None:
-            return {"mrr": None, "mrr_by_type": {}, "validation_loss": None}
-        embeddings = self.model.embed_graph(
-            self.features, self.graph, max_neighbors=self.config.max_neighbors, seed=self.config.seed
-        )
+            raise ValueError("no link is held out; validation_share or the graph is too small")
         z = torch.cat([embeddings[t] for t in self.sampler.node_types])
         reciprocal, losses = [], []
         for part in torch.arange(len(links.anchor)).split(1_024):

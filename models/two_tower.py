@@ -55,10 +55,10 @@ class TwoTower(nn.Module):
     Source: arXiv 2403.05185, 4.2: towers of 512-256-128, 128-d outputs. Where the paper is silent: ReLU
     between the layers, none after the last, outputs of unit length (eq. 5 is unbounded without).
     Differs: a coordinate is added to both. The item vector is [scale * o_a ; bias_a], the user vector
-    [o_u ; 1], and bias_a = w * log_popularity_a + v . popularity_features_a with w = 1, v = 0, scale = 0 at
-    first: the untrained model is the popularity ranking, which on data with real times is the rival to beat,
-    and learns who deviates from it. `popularity_prior=False` leaves the bias out; the added coordinate is
-    then 0.
+    [o_u - mean o_u ; 1] (`centre_users`), and bias_a = w * log_popularity_a + v . popularity_features_a with
+    w = 1, v = 0, scale = 0 at first: the untrained model is the popularity ranking, which on data with real
+    times is the rival to beat, and learns who deviates from it. `popularity_prior=False` leaves the bias out;
+    the added coordinate is then 0.
     """
 
     def __init__(self, config: TwoTowerConfig) -> None:

@@ -1,7 +1,7 @@
 """Train the two towers on first streams, each predicted from what was known on its day; with and without HGNN.
 
-The variant without HGNN (text vectors in its place) is trained beside the real one, so that every run shows what
-the HGNN is worth. Both start from popularity and keep what beats it on the last target days.
+The variant without HGNN (text alone) is trained beside the real one, so that every run shows what the HGNN is worth.
+Both start from popularity and affinities, and keep what clearly beats these on the last target days.
 """
 
 from __future__ import annotations

@@ -94,7 +94,9 @@ class Runner:
     def resolver(self, cell: Cell) -> Resolver:
         """Fingerprints of a cell's tasks. The source is read once for all cells that read it alike."""
         settings = self.experiment.settings(cell)
-        alike = json.dumps(settings.slice(TASKS["extract"].settings), sort_keys=True)
+        alike = json.dumps(
+            [settings.slice(TASKS["extract"].settings), settings.source.model_dump()], sort_keys=True
+        )
         found = Resolver(settings, self.experiment.as_of, self._extract.get(alike))
         self._extract[alike] = found.fingerprint("extract")
         return found

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from audiorec.errors import BadSettings
-from audiorec.experiments import pages
+from audiorec.experiments import pages, scarcity
 from audiorec.experiments.cells import Experiment, Runner, checked
+from audiorec.experiments.pages import Page
 from audiorec.experiments.tables import TABLES, Table
 
 
@@ -87,9 +88,8 @@ def run_experiment(wanted: Wanted, say: Callable[[str], None] = print) -> Path:
     for number, cell in enumerate(cells, 1):
         results.append(runner.run(cell))
         say(f"{number} of {len(cells)} cells after {time.monotonic() - started:.0f} s: {cell.label}")
-    return pages.write(
-        wanted.experiment, wanted.name, wanted.table, results, runner, wanted.out, wanted.command
-    )
+    page = Page(wanted.experiment, wanted.name, wanted.table, wanted.out, wanted.command)
+    return scarcity.write(page, results) if wanted.name == "scarcity" else pages.write(page, results)
 
 
 def check_page(wanted: Wanted) -> list[str]:

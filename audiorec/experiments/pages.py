@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import psutil
 
-from audiorec.experiments.cells import Experiment, Result, Runner
+from audiorec.experiments.cells import Experiment, Result
 from audiorec.experiments.protocol import PANELS, SEGMENTS, segment_mask
 from audiorec.experiments.publish import commit, processor
 from audiorec.experiments.tables import OURS, WITHOUT, Table
@@ -158,9 +158,9 @@ def markdown(found: Figures, table: Table, settings: Evaluation) -> list[str]:
                 else ""
             ),
             "",
-            f"| model | {hit} {table.segment} | {hit} all | warm | cold | no history | MRR {table.segment} | {tail} | "
-            f"coverage@{settings.depth} | {hit} {table.segment} against {reference} [95%] |",
-            "|---|---|---|---|---|---|---|---|---|---|",
+            f"| model | {'' if table.segment == 'all' else f'{hit} {table.segment} | '}{hit} all | warm | cold | no history "
+            f"| MRR {table.segment} | {tail} | coverage@{settings.depth} | {hit} {table.segment} against {reference} [95%] |",
+            "|---" * (9 if table.segment == "all" else 10) + "|",
         ]
         means = _mean_over_seeds(found.values[panel, hit])
         inside = segment_mask(found.segment, table.segment) & _counted(found, panel)
@@ -187,9 +187,13 @@ def markdown(found: Figures, table: Table, settings: Evaluation) -> list[str]:
                 _cell(found.values[panel, hit], segment_mask(found.segment, segment), number, False)
                 for segment in ("warm", "cold", "none")
             )
+            deciding = (
+                ""
+                if table.segment == "all"
+                else f"{_cell(found.values[panel, hit], inside, number, True)} | "
+            )
             lines.append(
-                f"| {model} | {_cell(found.values[panel, hit], inside, number, True)} "
-                f"| {_cell(found.values[panel, hit], every, number, True)} | {by_segment} "
+                f"| {model} | {deciding}{_cell(found.values[panel, hit], every, number, True)} | {by_segment} "
                 f"| {_cell(found.values[panel, mrr], inside, number, True)} "
                 f"| {_cell(found.values[panel, tail], every, number, False)} | {cover:.1%} "
                 f"| {against.mean:+.3f} [{against.low:+.3f}, {against.high:+.3f}] |"
@@ -243,52 +247,66 @@ def plot(found: Figures, table: Table, settings: Evaluation, target: Path) -> No
     plt.close(figure)
 
 
-def write(
-    experiment: Experiment,
-    name: str,
-    table: Table,
-    results: Sequence[Result],
-    runner: Runner,
-    out: Path,
-    command: str,
+@dataclass(frozen=True)
+class Page:
+    """Where a page goes and what it says of its making."""
+
+    experiment: Experiment
+    name: str
+    table: Table
+    out: Path
+    command: str
+
+    @property
+    def source(self) -> str:
+        return self.out.name
+
+
+def write(page: Page, results: Sequence[Result]) -> Path:
+    """Write NAME.md, .csv, .png and .cells.json; returns the Markdown page."""
+    settings = page.experiment.settings(results[0].cell)
+    found = figures(results, settings.evaluation, page.table.ablation)
+    page.out.mkdir(parents=True, exist_ok=True)
+    plot(found, page.table, settings.evaluation, page.out / f"{page.name}.png")
+    rows = long_form(found, page.source, page.name, settings.evaluation)
+    return finish(page, results, rows, markdown(found, page.table, settings.evaluation), found.seeds)
+
+
+def finish(
+    page: Page, results: Sequence[Result], rows: pd.DataFrame, body: Sequence[str], seeds: Sequence[int]
 ) -> Path:
-    """Write NAME.md, .csv, .png and .cells.json into `out`; returns the page."""
-    settings = experiment.settings(results[0].cell)
-    found = figures(results, settings.evaluation, table.ablation)
-    source = out.name
-    out.mkdir(parents=True, exist_ok=True)
-    long_form(found, source, name, settings.evaluation).to_csv(
-        out / f"{name}.csv", index=False, float_format="%.5f"
-    )
-    plot(found, table, settings.evaluation, out / f"{name}.png")
+    """What all pages share: the CSV, the fingerprints, the head and the foot around `body`."""
+    settings, out, name = page.experiment.settings(results[0].cell), page.out, page.name
+    rows.to_csv(out / f"{name}.csv", index=False, float_format="%.5f")
     record = {
-        "source": source,
-        "as_of": experiment.as_of.isoformat(),
-        "seeds": list(found.seeds),
+        "source": page.source,
+        "as_of": page.experiment.as_of.isoformat(),
+        "seeds": list(seeds),
         "cells": {result.cell.label: result.manifest.fingerprint for result in results},
     }
     (out / f"{name}.cells.json").write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
-    page = out / f"{name}.md"
+    window = settings.time.window_days
     lines = [
-        f"# {table.title} ({source})",
+        f"# {page.table.title} ({page.source})",
         "",
-        f"{table.note} Hold-out: {settings.time.holdout_days} days up to {experiment.as_of}; window: "
-        f"{settings.time.window_days if settings.time.window_days == 'all' else f'{settings.time.window_days} days'}. "
-        "Exact ranking over the whole catalogue; titles once streamed are left out. ± is the standard deviation over "
-        f"{len(found.seeds)} seed(s); intervals are bootstrapped over users, paired where two models are compared.",
+        f"{page.table.note} Hold-out: {settings.time.holdout_days} days up to {page.experiment.as_of}; window: "
+        f"{window if window == 'all' else f'{window} days'}. Exact ranking over the whole catalogue; titles once streamed are "
+        f"left out. ± is the standard deviation over {len(seeds)} seed(s); intervals are bootstrapped over users, paired where "
+        "two models are compared.",
         "",
-        *markdown(found, table, settings.evaluation),
-        f"![Hit rates with intervals]({name}.png)",
+        *body,
+        f"![Hit rates]({name}.png)",
         "",
         f"All figures in long form: [{name}.csv]({name}.csv). The cells behind them: [{name}.cells.json]({name}.cells.json).",
         "",
-        *_footer(settings.hgnn.edges_per_epoch, results, command, found),
+        *_footer(settings.hgnn.edges_per_epoch, results, page.command, seeds),
     ]
-    page.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return page
+    target = out / f"{name}.md"
+    target.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return target
 
 
-def _footer(edges: int | None, results: Sequence[Result], command: str, found: Figures) -> list[str]:
+def _footer(edges: int | None, results: Sequence[Result], command: str, seeds: Sequence[int]) -> list[str]:
     seconds: dict[str, list[float]] = {}
     peak: dict[str, float] = {}
     seen = set()
@@ -305,7 +323,7 @@ def _footer(edges: int | None, results: Sequence[Result], command: str, found: F
         "|---|---|",
         f"| command | `{command}` |",
         f"| code | commit `{commit()}` |",
-        f"| seeds | {', '.join(map(str, found.seeds))} |",
+        f"| seeds | {', '.join(map(str, seeds))} |",
         f"| bounds | at most {edges} supervised edges an epoch |",
         f"| machine | {processor()}, {os.cpu_count()} cores, {psutil.virtual_memory().total / 2**30:.0f} GiB, "
         f"Python {platform.python_version()} |",

@@ -29,6 +29,7 @@ import scipy.sparse as sp
 
 from audiorec.catalogue import DAY_ZERO, Extract, load_extract
 from audiorec.cuts import cuts
+from audiorec.errors import BadData, BadSettings
 from audiorec.experiments.protocol import HoldOut, Judgement, Ranker, judge, make_hold_out, ranks_table
 from audiorec.features import FeatureBuilder, FeatureConfig, Vectors
 from audiorec.judging import ArtistVectors
@@ -305,7 +306,10 @@ class Field:
         self.targets = found
         self.validation = found.take(np.flatnonzero(found.validation))
         if not len(self.validation):
-            raise ValueError("no validation target to choose hyperparameters on")
+            raise BadData(
+                "no audiobook was first streamed on the validation days, so no rival's hyperparameters can be chosen; "
+                "lengthen time.target_days or time.validation_days"
+            )
         self._listening: dict[int, Listening] = {}
 
     def listening(self, day: int) -> Listening:
@@ -471,13 +475,17 @@ def run(settings: Settings, inputs: Inputs, out: Output) -> Manifest:
     extract = load_extract(settings, inputs)
     hold_out = make_hold_out(extract, cuts(inputs.as_of, settings.time), settings.evaluation)
     field = Field(settings, inputs, hold_out, extract)
-    progress = Progress(len(MODELS), "rivals")
+    wanted = settings.rivals.models or tuple(MODELS)
+    unknown = sorted(set(wanted) - set(MODELS))
+    if unknown:
+        raise BadSettings(f"rivals.models names {unknown}, which do not exist; known: {', '.join(MODELS)}")
+    progress = Progress(len(wanted), "rivals")
     judgements: dict[str, Judgement] = {}
     chosen: dict[str, dict[str, Any]] = {}
     seconds = {}
-    for name, make in MODELS.items():
+    for name in wanted:
         started = time.monotonic()
-        ranker, chosen[name] = make(field)
+        ranker, chosen[name] = MODELS[name](field)
         judgements[name] = judge(hold_out, ranker, settings.evaluation.depth)
         seconds[name] = round(time.monotonic() - started, 1)
         progress.advance(note=f"{name} {seconds[name]} s")

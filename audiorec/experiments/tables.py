@@ -72,6 +72,31 @@ def _variations(
     return cells
 
 
+SHARES = (1.0, 0.25, 0.05, 0.01)
+"""Of the user-audiobook pairs before the split, that scarcity keeps."""
+
+_AT_ALL_SHARES = ("LLM-KNN", "HGNN", "item-kNN", "item-kNN x recent popularity", "EASE", "ALS")
+"""Rivals that take seconds: there are as many runs of them as shares and seeds."""
+
+
+def share_name(share: float) -> str:
+    return f"{share:.0%} of pairs"
+
+
+def _scarcity(seeds: Sequence[int]) -> list[Cell]:
+    return [
+        seeded(
+            share_name(share),
+            seed,
+            task,
+            {"scarcity": {"share": share, "seed": seed}, "rivals": {"models": list(_AT_ALL_SHARES)}},
+        )
+        for share in SHARES
+        for seed in seeds
+        for task in ("evaluate", "rivals")
+    ]
+
+
 TABLES: dict[str, Table] = {
     "table1": Table(
         "Table 1: what each piece is worth",
@@ -94,5 +119,22 @@ TABLES: dict[str, Table] = {
         _everybody,
         "Cold users did something before the split, but never with an audiobook.",
         seeds=3,
+    ),
+    "table4": Table(
+        "Table 4: podcasts as the target",
+        "all",
+        lambda seeds: [
+            seeded("podcasts", seed, "evaluate", {"source": {"target": "podcast"}}) for seed in seeds
+        ],
+        "The two roles are swapped: podcasts are recommended, audiobooks are what helps. Warm and cold users together.",
+        seeds=1,
+    ),
+    "scarcity": Table(
+        "Scarcity: what if the audiobooks were newer still",
+        "all",
+        _scarcity,
+        "Each user-audiobook pair streamed before the split is kept by a seeded hash, a smaller share being part of a "
+        "larger one; podcasts and music are whole. Who is judged, on what, comes from the whole history.",
+        seeds=5,
     ),
 }

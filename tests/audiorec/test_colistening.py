@@ -265,3 +265,21 @@ def test_the_order_of_users_and_users_without_streams_change_nothing(
     assert edges_of(choose_edges(left[order], right[order], settings)[0]) == expected
     more = [sp.vstack([m, sp.csr_matrix((3, m.shape[1]), dtype=m.dtype)]).tocsr() for m in (left, right)]
     assert edges_of(choose_edges(*more, settings)[0]) == expected
+
+
+@pytest.mark.parametrize(
+    "kept",
+    [("audiobook_audiobook",), ("podcast_podcast",), ("audiobook_audiobook", "audiobook_podcast")],
+)
+def test_left_out_relations_have_rows_and_no_edges(tiny_chain: Chain, kept: tuple[str, ...]):
+    extract = tiny_chain.extract()
+    cut = cuts(tiny_chain.as_of, tiny_chain.settings.time).judge
+    whole = cut_relations(extract, cut, Graph())
+    some = cut_relations(extract, cut, Graph(relations=kept))
+    for name, edges in whole.items():
+        one = "audiobook_podcast" if name == "podcast_audiobook" else name
+        assert len(some[name].indptr) == len(edges.indptr), name
+        if one in kept:
+            assert some[name].indices.tobytes() == edges.indices.tobytes()
+        else:
+            assert len(some[name].indices) == 0 and not some[name].indptr.any()

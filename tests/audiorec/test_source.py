@@ -175,3 +175,36 @@ def test_ready_names_the_tables_whose_day_has_not_come(tmp_path: Path):
     settings = settings_for(write_flat(connection, tmp_path / "source"), tmp_path / "work")
     assert ready(settings, AS_OF) == ["podcast_events"]
     assert ready(settings, date(2026, 2, 9)) == []
+
+
+@pytest.mark.parametrize("layout", ["flat", "hive", "duckdb", "views"])
+def test_podcasts_as_the_target_swap_the_two_roles(layout: str, tmp_path: Path):
+    connection = clean_tables()
+    uri = {
+        "flat": lambda: write_flat(connection, tmp_path / "flat"),
+        "hive": lambda: write_hive(connection, tmp_path / "hive"),
+        "duckdb": lambda: write_duckdb(connection, tmp_path / "tables.duckdb"),
+        "views": lambda: write_views(write_flat(connection, tmp_path / "flat"), tmp_path / "views.sql"),
+    }[layout]()
+
+    def settings(target: str):
+        return settings_for(uri, tmp_path / "work", source={"target": target})
+
+    plain, swapped = open_source(settings("audiobook")), open_source(settings("podcast"))
+    for one, other, renamed in (
+        ("audiobooks", "podcasts", "podcast_id AS audiobook_id, publisher AS author, category AS genre"),
+        ("podcasts", "audiobooks", "audiobook_id AS podcast_id, author AS publisher, genre AS category"),
+        ("audiobook_events", "podcast_events", "podcast_id AS audiobook_id"),
+        ("podcast_events", "audiobook_events", "audiobook_id AS podcast_id"),
+    ):
+        expected = plain.connection.execute(f"SELECT * RENAME ({renamed}) FROM source.{other} ORDER BY ALL")
+        found = swapped.connection.execute(f"SELECT * FROM source.{one} ORDER BY ALL")
+        names = [column[0] for column in found.description]
+        assert sorted(names) == sorted(column[0] for column in expected.description)
+        place = [[column[0] for column in expected.description].index(name) for name in names]
+        assert sorted(map(str, found.fetchall())) == sorted(
+            str(tuple(row[i] for i in place)) for row in expected.fetchall()
+        )
+    assert ("audiobook_events" in swapped.foldered) == (layout == "hive")
+    digests = [source_digests(settings(target), AS_OF) for target in ("audiobook", "podcast")]
+    assert digests[0] != digests[1]

@@ -174,3 +174,19 @@ def test_a_damaged_segment_is_encoded_anew_and_mended(
     mended = text.cached_vectors(store, SETTINGS, ["a", "b"])
     assert (mended.encoded, mended.reused) == (0, 2)
     assert mended.matrix(["a", "b"]).tobytes() == np.stack([vector_of("a"), vector_of("b")]).tobytes()
+
+
+# --- no text at all -------------------------------------------------------------------------------------
+
+
+def test_the_random_model_tells_titles_apart_and_says_nothing_of_them(tmp_path: Path):
+    store = Store(str(tmp_path / "store"), str(tmp_path / "scratch"))
+    found = text.cached_vectors(store, Text(model=text.RANDOM), [*TEXTS, ""])
+    vectors = found.matrix([*TEXTS, ""])
+    assert np.linalg.norm(vectors[:-1], axis=1) == pytest.approx(np.ones(len(TEXTS)), abs=1e-5)
+    assert not vectors[-1].any()
+    # "Ferry" and "Ferry." mean the same, and are as far apart as any two: 1/sqrt(384) is a cosine's deviation.
+    cosines = (vectors[:-1] @ vectors[:-1].T)[np.triu_indices(len(TEXTS), 1)]
+    assert np.abs(cosines).max() < 0.25
+    again = text.cached_vectors(store, Text(model=text.RANDOM), TEXTS[::-1]).matrix(TEXTS)
+    assert again.tobytes() == vectors[:-1].tobytes()

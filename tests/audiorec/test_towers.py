@@ -18,6 +18,7 @@ from audiorec.catalogue import Extract, day_number, load_extract
 from audiorec.colistening import cut_relations
 from audiorec.cuts import cuts
 from audiorec.embeddings import embed_cut
+from audiorec.errors import BadData
 from audiorec.experiments.protocol import judge, make_hold_out, popularity_ranker
 from audiorec.features import FeatureBuilder, FeatureSpec, Vectors
 from audiorec.judging import ArtistVectors, load_towers, make_builder, towers_ranker
@@ -29,9 +30,9 @@ from audiorec.towers import (
     Targets,
     Towers,
     Trainer,
+    earliest_as_good,
     feature_config,
     find_targets,
-    fit_prior,
     load_vectors,
     starting_prior,
 )
@@ -147,31 +148,6 @@ def test_a_limit_on_targets_samples_the_training_only(streams: Extract):
 # --- the prior ------------------------------------------------------------------------------------------
 
 
-def test_the_prior_s_fit_recovers_planted_weights():
-    """60 days of 40 titles with fresh features, 200 streams a day drawn by a logit of weights 1, -0.5, 0.3."""
-    generator = np.random.default_rng(3)
-    planted = np.array([1.0, -0.5, 0.3])
-    days = []
-    for _ in range(60):
-        features = generator.normal(size=(40, 3))
-        available = generator.random(40) < 0.9
-        odds = np.where(available, np.exp(features @ planted), 0)
-        days.append((features, available, generator.choice(40, 200, p=odds / odds.sum())))
-    fitted = fit_prior(days, start=np.zeros(3))
-    # The standard error of a weight is about 1/sqrt(12,000 * variance of a feature) < 0.01.
-    assert fitted == pytest.approx(planted, abs=0.05)
-
-
-def test_the_prior_without_targets_or_with_a_strong_pull_is_where_it_starts():
-    start = np.array([0.2, 0.3, 0.5])
-    features = np.random.default_rng(1).normal(size=(10, 3))
-    assert fit_prior([], start) == pytest.approx(start)
-    nobody = (features, np.ones(10, bool), np.zeros(0, np.int64))
-    assert fit_prior([nobody], start) == pytest.approx(start)
-    some = (features, np.ones(10, bool), np.array([1, 2, 3]))
-    assert fit_prior([some], start, ridge=1e9) == pytest.approx(start, abs=1e-4)
-
-
 def test_the_prior_starts_from_all_windows_alike():
     """3 windows and the whole one, for streams and for first streams: 8 columns of 1/8; ages count 0."""
     config = feature_config(TwoTowerSettings(popularity_windows=(3, 7, 14)), Time(), 4, use_hgnn=False)
@@ -190,7 +166,13 @@ def parts_of(
     artists = ArtistVectors.load(chain.store, chain.manifest("embed_music"))
     config = feature_config(settings.two_tower, settings.time, artists.vectors.shape[1], use_hgnn)
     builder = FeatureBuilder(extract, config, artists.vectors, artists.known, all_cuts.first_day)
-    vectors = load_vectors(chain.store, chain.manifest("embed_text"), chain.manifest("train_hgnn"), "train")
+    vectors = load_vectors(
+        chain.store,
+        chain.manifest("embed_text"),
+        chain.manifest("train_hgnn"),
+        "train",
+        day_number(all_cuts.blocks[0].first_day),
+    )
     targets = find_targets(extract, all_cuts, settings.time, 10**6, 1)
     return builder, [vectors], targets
 
@@ -205,38 +187,199 @@ def quiet(line: dict[str, Any]) -> None:
     pass
 
 
+@pytest.fixture(scope="module")
+def popular(trainer: Trainer) -> Trainer:
+    """The same without affinities: its base is popularity alone."""
+    return replace_settings(trainer, affinities=False)
+
+
 def untrained(trainer: Trainer) -> Towers:
-    return Towers(trainer.name, TwoTower(trainer._config()), trainer.spec, trainer.prior)
+    return Towers(trainer.name, TwoTower(trainer._config()), trainer.spec, trainer.prior, trainer.affinity)
 
 
-def test_the_untrained_model_is_the_prior_s_ranking(trainer: Trainer):
-    towers, targets = untrained(trainer), trainer.targets
+def test_without_affinities_the_untrained_model_is_the_prior_s_ranking(popular: Trainer):
+    towers, targets = untrained(popular), popular.targets
+    assert towers.affinity is None
     for day in np.unique(targets.day)[:3]:
-        items = trainer.items(int(day), 0)
-        scores = towers.user_vectors(trainer.users(np.arange(20))) @ towers.item_vectors(items).T
-        prior = (items.popularity @ trainer.prior).astype(np.float32)
+        items = popular.items(int(day), 0)
+        vectors = towers.item_vectors(items)
+        assert vectors.shape[1] == towers.model.dim == popular.settings.layers[-1] + 1
+        scores = towers.user_vectors(popular.users(np.arange(20))) @ vectors.T
+        prior = (items.popularity @ popular.prior).astype(np.float32)
         assert np.allclose(scores, prior[None, :], atol=1e-5)
         assert len(np.unique(np.round(prior, 4))) > 20, "the prior tells titles apart"
 
 
-def test_epoch_0_is_what_a_popularity_ranker_scores(trainer: Trainer):
-    """HR@10 and MRR of the validation targets, ranked here by the prior with masks laid by hand."""
-    targets = trainer.targets.take(np.flatnonzero(trainer.targets.validation))
-    firsts = trainer.builder.extract.first_streams
-    ranks = []
+def cosine(one: np.ndarray, many: np.ndarray) -> np.ndarray:
+    """Of a vector with each of many; 0 where either has no length."""
+    lengths = np.linalg.norm(one) * np.linalg.norm(many, axis=1)
+    return np.where(lengths > 1e-9, many @ one / np.maximum(lengths, 1e-9), 0.0)
+
+
+class ByHand:
+    """The base of a trainer's scores, from the extract's events and the titles' vectors alone."""
+
+    def __init__(self, trainer: Trainer, first_day: date) -> None:
+        self.trainer, self.extract, self.builder = trainer, trainer.builder.extract, trainer.builder
+        self.window = trainer.spec.config.window_days
+        self.events = {
+            kind: self.extract.events(kind, first_day, self.extract.as_of)
+            for kind in ("audiobook", "podcast")
+        }
+        vectors = trainer.vectors[0]
+        self.places = {}
+        for kind in ("audiobook", "podcast"):
+            for space in ("hgnn", "text"):
+                raw = getattr(vectors, f"{kind}_{space}").astype(np.float64)
+                blank = ~raw.any(axis=1)
+                moved = raw - raw[~blank].mean(axis=0)
+                moved[blank] = 0  # a title without a text is near to nothing
+                self.places[space, kind] = moved
+            self.places["text", kind] = self.places["text", kind] @ trainer.spec.spaces["text"].axes
+        # What listeners say of a title ends before the block of targets.
+        firsts = self.extract.first_streams
+        self.firsts = firsts[firsts["day"] < vectors.before]
+        taste = {int(one): self.music(int(one), vectors.before) for one in self.firsts["user_idx"].unique()}
+        taste = {one: vector for one, vector in taste.items() if vector is not None}
+        average = np.mean(list(taste.values()), axis=0)
+        self.audience = np.zeros((len(self.extract.audiobooks), len(average)))
+        for one, title in self.firsts[["user_idx", "audiobook_idx"]].itertuples(index=False):
+            if one in taste:
+                self.audience[title] += taste[one] - average
+
+    def music(self, user: int, day: int) -> np.ndarray | None:
+        vector = self.builder._music_vector(
+            np.array([user]), np.array([max(day - self.window, 0)]), np.array([day])
+        )[0].astype(np.float64)
+        return vector[:-1] if vector[-1] else None
+
+    def lift(self, country: object) -> np.ndarray:
+        titles = len(self.extract.audiobooks)
+        spec = self.trainer.spec
+        if country not in [spec.countries[index - 1] for index in spec.lift_countries]:
+            return np.zeros(titles)
+        streams = np.bincount(self.firsts["audiobook_idx"], minlength=titles) + 0.5
+        share = streams / streams.sum()
+        here = (self.extract.users["country"].iloc[self.firsts["user_idx"]] == country).to_numpy()
+        own = np.bincount(self.firsts.loc[here, "audiobook_idx"], minlength=titles)
+        return np.log((own + 50 * share) / (own.sum() + 50) / share)
+
+    def affinities(self, user: int, day: int) -> dict[str, np.ndarray]:
+        """Each channel's cosine of a user on a day with every title; of the country, the titles' lift."""
+        found = {}
+        for kind, events in self.events.items():
+            own = events[events["user_idx"] == user]
+            own = own[(own["day"] >= day - self.window) & (own["day"] < day)]
+            for history, chosen in ((kind, own["signal"] == 0), (f"{kind}_weak", own["signal"] > 0)):
+                touched = own.loc[chosen, "item_idx"].unique()
+                for space in ("hgnn", "text"):
+                    titles = self.places[space, "audiobook"]
+                    mean = self.places[space, kind][touched].sum(axis=0) / max(len(touched), 1)
+                    found[f"{space}.{history}"] = cosine(mean, titles)
+        music = self.music(user, day)
+        found["music"] = np.zeros(len(self.audience)) if music is None else cosine(music, self.audience)
+        return found | {"country": self.lift(self.extract.users["country"].iloc[user])}
+
+    def scores(self, user: int, day: int, weights: dict[str, float] | None) -> np.ndarray:
+        """Popularity, and the weighted sum of the affinities if there are weights."""
+        scores = self.trainer.items(day, 0).popularity.astype(np.float64) @ self.trainer.prior
+        if weights is None:
+            return scores
+        found = self.affinities(user, day)
+        assert set(found) == set(weights)
+        return scores + sum(weight * found[name] for name, weight in weights.items())
+
+
+@pytest.fixture(scope="module")
+def by_hand(trainer: Trainer, tiny_chain: Chain) -> ByHand:
+    return ByHand(trainer, cuts(tiny_chain.as_of, tiny_chain.settings.time).first_day)
+
+
+def test_with_affinities_the_untrained_model_is_popularity_and_the_weighted_cosines(
+    trainer: Trainer, by_hand: ByHand
+):
+    towers, targets = untrained(trainer), trainer.targets
+    assert trainer.affinity is not None
+    # Two spaces by four histories, music, country; and all of them count.
+    assert len(trainer.affinity) == 10 and all(abs(weight) > 1e-4 for weight in trainer.affinity.values())
+    rows = np.arange(0, len(targets), max(1, len(targets) // 40))
+    seen = dict.fromkeys(trainer.affinity, 0)
+    for row in rows:
+        user, day = int(targets.user_idx[row]), int(targets.day[row])
+        vectors = towers.item_vectors(trainer.items(day, 0))
+        scores = towers.user_vectors(trainer.users(np.array([row])))[0] @ vectors.T
+        assert np.allclose(scores, by_hand.scores(user, day, trainer.affinity), atol=1e-4)
+        for name, one in by_hand.affinities(user, day).items():
+            seen[name] += bool(np.ptp(one) > 0.1)
+    assert min(seen.values()) > 5, seen
+    # The towers' size, the bias, HGNN, text, music and countries.
+    countries = len(trainer.spec.lift_countries)
+    assert vectors.shape[1] == trainer.settings.layers[-1] + 1 + 16 + 64 + 8 + countries
+    assert 2 <= countries <= 16
+
+
+def test_a_base_fitted_on_a_sample_of_the_titles_is_about_that_of_all(trainer: Trainer):
+    """Candidates are the day's targets and 8 other titles; all 57 are where the limits allow it."""
+    titles = len(trainer.builder.extract.audiobooks)
+    sampled = replace_settings(trainer, full_softmax_limit=5, negatives=8)
+    day = sampled._base_day(
+        int(sampled.targets.day[0]),
+        np.flatnonzero(sampled.targets.day == sampled.targets.day[0]),
+        None,
+        [],
+        np.random.default_rng(1),
+    )
+    own = np.unique(sampled.targets.audiobook_idx[sampled.targets.day == sampled.targets.day[0]])
+    assert len(day.popularity) == len(own) + 8 < titles
+    assert np.exp(day.log_odds).sum() == pytest.approx(titles), "together they stand for the catalogue"
+    # Windows overlap, so weights may change places; what they make of the catalogue does not.
+    popularity = trainer.items(int(trainer.targets.day[-1]), 0).popularity
+    mine, theirs = popularity @ sampled.prior, popularity @ trainer.prior
+    assert np.corrcoef(mine, theirs)[0, 1] > 0.98
+    assert np.std(mine) == pytest.approx(np.std(theirs), rel=0.2)
+    for name, weight in trainer.affinity.items():
+        assert sampled.affinity[name] == pytest.approx(weight, abs=0.3), name
+
+
+@pytest.mark.parametrize("affinities", [False, True])
+def test_epoch_0_is_what_the_base_alone_scores(
+    trainer: Trainer, popular: Trainer, by_hand: ByHand, tiny_chain: Chain, affinities: bool
+):
+    """HR@10 and MRR of the validation targets, ranked here by the base with masks laid by hand."""
+    one = trainer if affinities else popular
+    hand = (
+        by_hand if affinities else ByHand(popular, cuts(tiny_chain.as_of, tiny_chain.settings.time).first_day)
+    )
+    targets = one.targets.take(np.flatnonzero(one.targets.validation))
+    firsts = one.builder.extract.first_streams
+    ranks, likelihoods = [], []
     for user, title, day in zip(targets.user_idx, targets.audiobook_idx, targets.day, strict=True):
-        items = trainer.items(int(day), 0)
-        scores = (items.popularity @ trainer.prior).astype(np.float32)
+        items = one.items(int(day), 0)
+        scores = hand.scores(int(user), int(day), one.affinity)
         # Streamed by this user up to the day itself, or not published by then; the target always competes.
         own = firsts[(firsts["user_idx"] == user) & (firsts["day"] <= day)]["audiobook_idx"]
         barred = ~items.available
         barred[own] = True
         barred[title] = False
-        ranks.append(1 + int((scores[~barred] > scores[title]).sum()))
-    found = trainer.validate(untrained(trainer))
+        ranks.append(1 + int((scores[~barred] > scores[title] + 1e-6).sum()))
+        likelihoods.append(scores[title] - np.log(np.exp(scores[~barred]).sum()))
+    found, objective = one.validate(untrained(one))
     assert len(ranks) > 40
     assert found["hr_10"] == pytest.approx(np.mean(np.array(ranks) <= 10))
     assert found["mrr"] == pytest.approx(np.mean([1 / r if r <= 100 else 0 for r in ranks]))
+    assert objective == pytest.approx(np.array(likelihoods), abs=1e-3), "one a target, in the targets' order"
+    assert found["objective"] == found["log_likelihood"] == pytest.approx(objective.mean())
+
+
+def test_affinities_are_fitted_to_help(trainer: Trainer, popular: Trainer):
+    """On the training targets the larger base has the higher likelihood: one convex problem holds the other."""
+    everything = np.ones(len(trainer.targets), bool)
+    figures = []
+    for one in (popular, trainer):
+        judged = Trainer.__new__(Trainer)
+        judged.__dict__ |= one.__dict__ | {"targets": replace(one.targets, validation=everything)}
+        figures.append(judged.validate(untrained(one))[0]["log_likelihood"])
+    assert figures[1] > figures[0] + 0.05
 
 
 def test_streamed_and_unpublished_titles_do_not_compete(trainer: Trainer):
@@ -245,14 +388,16 @@ def test_streamed_and_unpublished_titles_do_not_compete(trainer: Trainer):
     class Biased(Towers):
         def item_vectors(self, items: Any) -> np.ndarray:
             vectors = super().item_vectors(items).copy()
-            vectors[:, -1] += np.where(items.available, 0, 1000)
+            vectors[:, self.model.dim - 1] += np.where(items.available, 0, 1000)
             return vectors
 
     model = untrained(trainer)
-    biased = Biased(model.name, model.model, model.spec, model.prior)
+    biased = Biased(model.name, model.model, model.spec, model.prior, model.affinity)
     days = np.unique(trainer.targets.day[trainer.targets.validation])
     assert all((~trainer.items(int(day), 0).available).any() for day in days)
-    assert trainer.validate(biased) == trainer.validate(model)
+    figures, objective = trainer.validate(model)
+    biased_figures, biased_objective = trainer.validate(biased)
+    assert biased_figures == figures and list(biased_objective) == list(objective)
     rows = np.flatnonzero(trainer.targets.validation)
     batch = trainer.targets.take(rows[trainer.targets.day[rows] == trainer.targets.day[rows[0]]])
     items = trainer.items(int(batch.day[0]), 0)
@@ -265,22 +410,82 @@ def test_streamed_and_unpublished_titles_do_not_compete(trainer: Trainer):
     )
 
 
-def test_training_lowers_the_loss_and_keeps_the_best_epoch(trainer: Trainer):
-    longer = trainer.settings.model_copy(
-        update={"epochs": 8, "patience": 8, "learning_rate": 0.01, "dropout": 0.0}
-    )
-    one = Trainer("2T-HGNN", trainer.builder, trainer.vectors, trainer.targets, longer)
-    towers, history = one.fit(quiet)
+def fit_recording(trainer: Trainer) -> tuple[Towers, list[dict[str, Any]], list[np.ndarray]]:
+    """`fit`, and the objectives of every epoch."""
+    objectives = []
+    validate = trainer.validate
+
+    def recorded(towers: Towers) -> tuple[dict[str, Any], np.ndarray]:
+        figures, objective = validate(towers)
+        objectives.append(objective)
+        return figures, objective
+
+    trainer.validate = recorded
+    towers, history = trainer.fit(quiet)
+    del trainer.validate
+    return towers, history, objectives
+
+
+def test_training_lowers_the_loss_and_keeps_the_earliest_epoch_as_good_as_the_best(trainer: Trainer):
+    longer = {"epochs": 8, "patience": 8, "learning_rate": 0.01, "dropout": 0.0, "residual_share": 1.0}
+    one = replace_settings(trainer, **longer)
+    towers, history, objectives = fit_recording(one)
     assert [line["epoch"] for line in history] == list(range(9))
     assert history[-1]["loss"] < history[1]["loss"] - 0.05
-    best = max(history, key=lambda line: line["objective"])
-    assert [line["epoch"] for line in history if line["best"]] == [best["epoch"]]
-    assert one.validate(towers) == pytest.approx(
-        {k: best[k] for k in ("log_likelihood", "hr_10", "mrr", "objective")}
-    )
-    again, _ = Trainer("2T-HGNN", trainer.builder, trainer.vectors, trainer.targets, longer).fit(quiet)
+    assert [line["objective"] for line in history] == pytest.approx([o.mean() for o in objectives])
+    [kept] = [line for line in history if line["best"]]
+    assert kept["epoch"] == earliest_as_good(objectives)
+    figures, _ = one.validate(towers)
+    assert figures == pytest.approx({k: kept[k] for k in ("log_likelihood", "hr_10", "mrr", "objective")})
+    again, _ = replace_settings(trainer, **longer).fit(quiet)
     for name, value in towers.model.state_dict().items():
         assert torch.equal(value, again.model.state_dict()[name]), "the same seed gives the same weights"
+
+
+def test_the_kept_epoch_by_hand():
+    """Leads of the best epoch over the first: mean 0.9, deviation 2, so the standard error is 2/sqrt(T).
+
+    Four targets: 0.9 <= 2/2, the first is as good. Nine, with the same mean and deviation: 0.9 > 2/3, it is not.
+    """
+    four = 0.9 + np.array([1, -1, 1, -1]) * np.sqrt(3)
+    nine = 0.9 + np.array([1, -1] * 4 + [0]) * 2
+    assert [lead.std(ddof=1) for lead in (four, nine)] == pytest.approx([2, 2])
+    level = np.array([5.0, -3.0, 0.0, 2.0])
+    base = np.arange(9.0)
+    assert earliest_as_good([level, level + four]) == 0
+    assert earliest_as_good([base, base + nine]) == 1
+    # A lead is paired: the targets differ much more among themselves than the epochs do.
+    assert base.std() / 3 > 0.8
+    assert earliest_as_good([base, base + nine / 10]) == 1
+    # An even lead has no spread: it is not chance, however small. Worse epochs in between are passed over.
+    assert earliest_as_good([base, base - 1, base + 0.001]) == 2
+    # Later epochs may be as good as the best as well; the earliest is kept, not the one before the best.
+    assert earliest_as_good([base, base + nine, base + nine + 0.05 + 0.1 * (nine - 0.9), base]) == 1
+    assert earliest_as_good([level, level + four, level - 9]) == 0
+    # Of equals the first is the best; what cannot be told apart is the first.
+    assert earliest_as_good([base, base, base]) == 0
+    assert earliest_as_good([base[:1], base[:1] + 1]) == 0
+    assert earliest_as_good([np.zeros(0), np.zeros(0)]) == 0
+
+
+@pytest.mark.parametrize("share", [0.5, 0.25])
+def test_a_share_of_what_the_towers_add_is_kept_and_the_base_is_whole(trainer: Trainer, share: float):
+    changes = {"epochs": 4, "patience": 4, "learning_rate": 0.01, "dropout": 0.0}
+    whole, history = replace_settings(trainer, **changes, residual_share=1.0).fit(quiet)
+    assert not history[0]["best"] and float(whole.model.scale.detach()) != 0, "something was learnt"
+    part, same = replace_settings(trainer, **changes, residual_share=share).fit(quiet)
+    assert same == history, "chosen by the figures of the whole"
+    items, users = trainer.items(int(trainer.targets.day[0]), 0), trainer.users(np.arange(30))
+    base = untrained(trainer)
+    base.model.prior_weight = whole.model.prior_weight
+    scores = {
+        name: towers.user_vectors(users) @ towers.item_vectors(items).T
+        for name, towers in (("whole", whole), ("part", part), ("base", base))
+    }
+    added = scores["whole"] - scores["base"]
+    assert np.abs(added).max() > 0.05
+    assert scores["part"] - scores["base"] == pytest.approx(share * added, abs=1e-4)
+    assert part.affinity == whole.affinity and part.prior.tobytes() == whole.prior.tobytes()
 
 
 def test_patience_ends_a_training_that_gains_nothing(trainer: Trainer):
@@ -307,18 +512,44 @@ def test_weights_and_record_give_the_same_vectors_back(trainer: Trainer, tmp_pat
             expected = found
     assert found == expected
     assert loaded.name == "2T-HGNN" and loaded.spec.config == towers.spec.config
+    assert loaded.affinity == towers.affinity
     loaded.save(tmp_path / "w2.safetensors", tmp_path / "r2.json")
     assert (tmp_path / "r2.json").read_bytes() == (tmp_path / "r.json").read_bytes()
     assert (tmp_path / "w2.safetensors").read_bytes() == (tmp_path / "w.safetensors").read_bytes()
 
 
+def test_weights_without_affinities_come_back_without(popular: Trainer, tmp_path: Path):
+    untrained(popular).save(tmp_path / "w.safetensors", tmp_path / "r.json")
+    loaded = Towers.load(tmp_path / "w.safetensors", tmp_path / "r.json")
+    assert loaded.affinity is None and loaded.affinities is None
+    assert loaded.item_vectors(popular.items(int(popular.targets.day[0]), 0)).shape[1] == loaded.model.dim
+
+
+def test_weights_of_an_older_version_are_named(trainer: Trainer, tmp_path: Path):
+    untrained(trainer).save(tmp_path / "w.safetensors", tmp_path / "2T-HGNN.json")
+    record = json.loads((tmp_path / "2T-HGNN.json").read_text())
+    del record["affinity"]
+    (tmp_path / "2T-HGNN.json").write_text(json.dumps(record))
+    with pytest.raises(BadData, match=r"2T-HGNN\.json was written by an older version"):
+        Towers.load(tmp_path / "w.safetensors", tmp_path / "2T-HGNN.json")
+
+
 def test_a_feature_spec_survives_json(trainer: Trainer):
     spec = trainer.spec
-    back = FeatureSpec.from_json(json.loads(json.dumps(spec.to_json())))
+    back = FeatureSpec.from_json(json.loads(json.dumps(spec.to_json())), spec.tensors())
     assert back.config == spec.config
-    assert (back.countries, back.languages, back.genres) == (spec.countries, spec.languages, spec.genres)
+    words = ("countries", "lift_countries", "languages", "genres")
+    assert [getattr(back, name) for name in words] == [getattr(spec, name) for name in words]
     for name in ("user_mean", "user_scale", "item_mean", "item_scale"):
         assert getattr(back, name).tobytes() == getattr(spec, name).tobytes()
+    assert list(back.spaces) == list(spec.spaces) == ["hgnn", "text"], "their order is that of the columns"
+    for name, space in spec.spaces.items():
+        for kind in ("audiobook", "podcast"):
+            assert back.spaces[name].centre[kind].tobytes() == space.centre[kind].tobytes()
+    assert back.spaces["hgnn"].axes is None
+    assert np.array_equal(back.spaces["text"].axes, spec.spaces["text"].axes)
+    turned = replace(spec, spaces=dict(reversed(spec.spaces.items())))
+    assert list(FeatureSpec.from_json(turned.to_json(), turned.tensors()).spaces) == ["text", "hgnn"]
 
 
 def test_features_are_scaled_to_mean_0_and_deviation_1_on_the_training_targets(trainer: Trainer):
@@ -400,7 +631,7 @@ def test_the_paper_s_loss_trains_without_a_prior(trainer: Trainer):
         }
     )
     one = Trainer("2T-HGNN", trainer.builder, trainer.vectors, trainer.targets, paper)
-    assert not one.prior.any()
+    assert not one.prior.any() and one.affinity is None
     towers, history = one.fit(quiet)
     assert history[-1]["loss"] < history[1]["loss"] - 0.01
     assert all(line["objective"] == line["mrr"] for line in history), (
@@ -487,7 +718,9 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> Extract:
     return extract_of(con, tmp_path_factory.mktemp("planted"), PLANTED_AS_OF, time=time)
 
 
-def test_a_planted_taste_is_learnt_and_beats_popularity(planted: Extract):
+@pytest.mark.parametrize("affinities", [True, False])
+def test_a_planted_taste_is_learnt_and_beats_popularity(planted: Extract, affinities: bool):
+    """By the base with its affinities, and by the towers alone."""
     settings = planted.settings
     all_cuts = cuts(PLANTED_AS_OF, settings.time)
     # Node features without meaning: what the HGNN knows of a title it has from the graph.
@@ -530,6 +763,7 @@ def test_a_planted_taste_is_learnt_and_beats_popularity(planted: Extract):
         popularity_windows=(3, 7, 14),
         dropout=0.0,
         batch_size=32,
+        affinities=affinities,
     )
     builder = FeatureBuilder(
         planted,

@@ -116,12 +116,33 @@ def test_check_tells_a_current_page_from_a_stale_one(made: Any, place: Any):
     assert stale.exit_code == 1 and "made with other inputs, settings or code" in stale.stderr
 
 
+def test_the_scarcity_page_has_a_column_a_share(made: Any, place: Any):
+    found = place("scarcity", "--source", place.source, "--seeds", "1")
+    assert found.exit_code == 0, found.output + found.stderr
+    page = (place.work / "pages" / "tiny" / "scarcity.md").read_text()
+    assert page.count("| model | 100% of pairs | 25% of pairs | 5% of pairs | 1% of pairs |") == 6
+    table = pd.read_csv(place.work / "pages" / "tiny" / "scarcity.csv")
+    assert set(table["table"]) == {f"scarcity {share}" for share in ("1", "0.25", "0.05", "0.01")}
+    # The whole share is the ordinary run of table 2, judged on the same users as every other share.
+    ordinary = pd.read_csv(place.work / "pages" / "tiny" / "table2.csv")
+    ours = [
+        one[(one["model"] == "2T-HGNN") & (one["metric"] == "HR@10") & (one["seed"] == "mean")]
+        for one in (table[table["table"] == "scarcity 1"], ordinary)
+    ]
+    assert list(ours[0]["value"]) == list(ours[1]["value"])
+    users = table[(table["metric"] == "HR@10") & (table["seed"] == "mean")].groupby(["panel", "segment"])[
+        "users"
+    ]
+    assert (users.nunique() == 1).all()
+    assert (place.work / "pages" / "tiny" / "scarcity.png").stat().st_size > 10_000
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         (
             ["table9", "--source", "SOURCE"],
-            "experiment 'table9' is unknown; expected one of table1, table2, table3",
+            "experiment 'table9' is unknown; expected one of table1, table2, table3, table4, scarcity",
         ),
         (["table2", "--source", "/nowhere"], "/nowhere"),
         (

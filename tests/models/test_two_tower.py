@@ -54,7 +54,7 @@ def test_the_untrained_model_is_the_popularity_prior_exactly(data):
 
 
 def test_vectors_have_the_paper_s_size_and_one_coordinate_more(data):
-    model = TwoTower(config(hidden=(512, 256, 128)))
+    model = TwoTower(config(hidden=(512, 256, 128))).eval()
     users, items = model.user_vectors(*data["users"]), model.item_vectors(*data["items"], *data["popularity"])
     assert model.dim == 129 and users.shape == (USERS, 129) and items.shape == (ITEMS, 129)
     assert bool((users[:, -1] == 1).all())
@@ -131,6 +131,65 @@ def test_dropout_is_silent_outside_training(data):
     assert torch.equal(model.user_vectors(*data["users"]), model.user_vectors(*data["users"]))
     model.train()
     assert not torch.equal(model.user_vectors(*data["users"]), model.user_vectors(*data["users"]))
+
+
+def population(number=400):
+    generator = seeded_generator(5)
+    return torch.arange(number) % 3, torch.randn(number, 5, generator=generator)
+
+
+def test_the_mean_user_comes_off(data):
+    """Over many passes of the same users their mean output is taken off, and what the towers add favours no title."""
+    users = population()
+    model = TwoTower(config())
+    before = model.eval().user_vectors(*users)[:, :-1]
+    assert float(before.mean(0).norm().detach()) > 0.1
+    model.train()
+    for _ in range(200):
+        model.user_vectors(*users)
+    before, after = before.detach(), model.eval().user_vectors(*users)[:, :-1].detach()
+    assert float(after.mean(0).norm()) < 1e-4 * float(before.mean(0).norm()) + 1e-5
+    torch.testing.assert_close(after, before - before.mean(0), atol=1e-4, rtol=0)
+    with torch.no_grad():
+        model.scale.fill_(1.0)
+        items = model.item_vectors(*data["items"], *data["popularity"])[:, :-1]
+    assert float(items.norm()) > 1
+    torch.testing.assert_close((after @ items.T).mean(0), torch.zeros(ITEMS), atol=1e-3, rtol=0)
+
+
+def test_one_pass_moves_the_mean_by_a_twentieth_and_evaluation_not_at_all(data):
+    users = population()
+    model = TwoTower(config())
+    output = model.eval().user_vectors(*users)[:, :-1]
+    assert not model.mean_user.any(), "evaluation leaves it"
+    model.train()
+    model.user_vectors(*users)
+    torch.testing.assert_close(model.mean_user, 0.05 * output.detach().mean(0))
+    model.user_vectors(users[0][:0], users[1][:0])
+    torch.testing.assert_close(model.mean_user, 0.05 * output.detach().mean(0))  # nobody moves nothing
+    assert not model.mean_user.requires_grad and "mean_user" not in dict(model.named_parameters())
+
+
+def test_the_mean_user_is_kept_with_the_weights_and_forgotten_with_them():
+    users = population()
+    model = TwoTower(config())
+    for _ in range(3):
+        model.user_vectors(*users)
+    model.eval()
+    other = TwoTower(config(seed=2)).eval()
+    other.load_state_dict(model.state_dict())
+    assert torch.equal(other.mean_user, model.mean_user) and bool(model.mean_user.any())
+    assert torch.equal(other.user_vectors(*users), model.user_vectors(*users))
+    model.reset_parameters(seeded_generator(1))
+    assert not model.mean_user.any()
+
+
+def test_without_centring_users_have_unit_length_in_training_too(data):
+    model = TwoTower(config(centre_users=False))
+    for _ in range(3):
+        users = model.user_vectors(*data["users"])
+    torch.testing.assert_close(users[:, :-1].norm(dim=1), torch.ones(USERS))
+    assert not model.mean_user.any()
 
 
 def test_missing_inputs_and_contradictions_are_named(data):

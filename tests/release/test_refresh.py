@@ -34,7 +34,11 @@ class Refreshed:
         graph = load_cut_graph(store, self.inputs["build_graph"], "release")
         self.hgnn = embed_cut(load_model(store, self.inputs["train_hgnn"]), text, graph)
         self.vectors = Vectors(
-            text["audiobook"], text["podcast"], self.hgnn["audiobook"], self.hgnn["podcast"]
+            text["audiobook"],
+            text["podcast"],
+            self.hgnn["audiobook"],
+            self.hgnn["podcast"],
+            day_number(self.tomorrow),
         )
         self.towers = load_towers(store, self.inputs["train_two_tower"])
         self.artists = ArtistVectors.load(store, self.inputs["embed_music"])
@@ -194,4 +198,10 @@ def test_counts_tell_what_there_is(refreshed: Refreshed):
     assert counts["audiobooks"] == len(refreshed.extract.audiobooks)
     assert counts["available"] == int(refreshed.array("available").sum()) <= counts["audiobooks"]
     assert counts["users"] == len(refreshed.extract.users)
+    # The towers' vector, the bias, and the titles' places: HGNN, text, music, countries.
+    settings, spec = refreshed.settings, refreshed.towers.spec
+    spaces = (settings.hgnn.out_dim, settings.two_tower.text_dimensions, settings.music.dimensions)
+    width = settings.two_tower.layers[-1] + 1 + sum(spaces) + len(spec.lift_countries)
+    assert counts["dimensions"] == refreshed.array("item_vectors").shape[1] == width
+    assert refreshed.array("sample_user_vectors").shape[1] == width
     assert counts["active_users"] == int((refreshed.extract.first_seen_day < 10**8).sum())

@@ -137,7 +137,7 @@ def write_views(flat: Path, path: Path) -> Path:
 def settings_for(uri: Path, work: Path, **groups: Any) -> Settings:
     """Settings over a source, with a store of its own and cuts that fit 30 days."""
     return load_settings(
-        source={"uri": str(uri)},
+        source={"uri": str(uri), **groups.pop("source", {})},
         store={"uri": str(work / "store"), "scratch": str(work / "scratch")},
         time={"window_days": 20, "holdout_days": 5, "target_days": 5, **groups.pop("time", {})},
         **groups,

@@ -165,6 +165,8 @@ def rows(
         "popularity": items.popularity.tobytes(),
         "available": items.available.tobytes(),
         "never again": closed.toarray().tobytes(),
+        # Where titles stand in the spaces of the affinities; only a spec knows these.
+        **{f"space {name}": places.tobytes() for name, places in items.spaces.items()},
     }
 
 
@@ -184,30 +186,55 @@ def first_day(tiny_chain: Chain) -> date:
     return cuts(tiny_chain.as_of, tiny_chain.settings.time).first_day
 
 
+@pytest.fixture(scope="module")
+def spec(tiny_chain: Chain) -> FeatureSpec:
+    """The trained model's."""
+    return towers.Towers.load(
+        tiny_chain.open("train_two_tower", "2T-HGNN.safetensors"),
+        tiny_chain.open("train_two_tower", "2T-HGNN.json"),
+    ).spec
+
+
 def test_features_are_byte_equal_without_the_target_s_day_and_all_that_follows(
-    rebuilt: list[Rebuilt], first_day: date, tiny_chain: Chain
+    rebuilt: list[Rebuilt], first_day: date, spec: FeatureSpec
 ):
     assert sum(len(case.targets) for case in rebuilt) == TARGETS
     assert len(rebuilt) >= 6, "targets of several days"
     assert all(case.removed > 500 for case in rebuilt)
     assert differences(rebuilt, first_day) == set()
-    spec = towers.Towers.load(
-        tiny_chain.open("train_two_tower", "2T-HGNN.safetensors"),
-        tiny_chain.open("train_two_tower", "2T-HGNN.json"),
-    ).spec
     assert differences(rebuilt, first_day, spec) == set(), (
         "scaled and looked up as the trained model takes them"
     )
 
 
-def test_the_compared_rows_say_something(rebuilt: list[Rebuilt], first_day: date):
-    """Zeros would be equal as well: users have histories, titles have popularity, and not all the same."""
+def test_the_compared_rows_say_something(rebuilt: list[Rebuilt], first_day: date, spec: FeatureSpec):
+    """Zeros would be equal as well: users have histories, titles have popularity and places, and not all the same."""
     for case in rebuilt:
         builder = case.whole.builder(True, first_day)
         users = builder.users(case.targets.user_idx, case.targets.day, case.whole.vectors, None).dense
         assert (np.abs(users).sum(axis=1) > 0.5).mean() > 0.9
         assert len(np.unique(users, axis=0)) > 0.5 * len(users)
         assert len(np.unique(builder.popularity(case.day), axis=0)) > 10
+        spaces = builder.items(case.day, case.whole.vectors, spec).spaces
+        assert set(spaces) == {"hgnn", "text", "music", "country"}
+        for places in spaces.values():
+            assert len(np.unique(places, axis=0)) > 10
+
+
+def test_what_listeners_say_of_a_title_ends_with_the_cut(
+    rebuilt: list[Rebuilt], first_day: date, spec: FeatureSpec
+):
+    """Taste and countries of its listeners are counted up to the graph's cut, however late the day; not beyond the day."""
+    block = min(case.day for case in rebuilt)
+    late = max(rebuilt, key=lambda case: case.day)
+    world, builder = late.whole, late.whole.builder(True, first_day)
+
+    def spaces(day: int, before: int | None) -> dict[str, bytes]:
+        items = builder.items(day, replace(world.vectors, before=before), spec)
+        return {name: items.spaces[name].tobytes() for name in ("music", "country")}
+
+    assert spaces(late.day, block) == spaces(block, block) == spaces(block, None) == spaces(block, late.day)
+    assert not set(spaces(late.day, None).items()) & set(spaces(block, None).items())
 
 
 def test_upstream_of_the_features_is_rebuilt_to_the_same_bytes(rebuilt: list[Rebuilt], tiny_chain: Chain):
@@ -266,13 +293,31 @@ def leak_closed(patch: pytest.MonkeyPatch) -> None:
     )
 
 
+def leak_audience(patch: pytest.MonkeyPatch) -> None:
+    """Taste of those who streamed a title on the target's day."""
+    original = FeatureBuilder._audience
+    patch.setattr(FeatureBuilder, "_audience", lambda self, before: original(self, before + 1))
+
+
+def leak_country(patch: pytest.MonkeyPatch) -> None:
+    """Their countries."""
+    original = FeatureBuilder._country_lift
+    patch.setattr(
+        FeatureBuilder,
+        "_country_lift",
+        lambda self, before, countries: original(self, before + 1, countries),
+    )
+
+
 @pytest.mark.parametrize(
     ("leak", "shows_in"),
     [
-        (leak_window, {"users"}),
-        (leak_popularity, {"items", "popularity"}),
-        (leak_first_day, {"items", "popularity"}),
+        (leak_window, {"users", "space music"}),
+        (leak_popularity, {"popularity"}),
+        (leak_first_day, {"popularity"}),
         (leak_closed, {"never again"}),
+        (leak_audience, {"space music"}),
+        (leak_country, {"space country"}),
     ],
 )
 def test_a_planted_leak_turns_it_red(
@@ -280,10 +325,17 @@ def test_a_planted_leak_turns_it_red(
     shows_in: set[str],
     rebuilt: list[Rebuilt],
     first_day: date,
+    spec: FeatureSpec,
     monkeypatch: pytest.MonkeyPatch,
 ):
+    for case in rebuilt:
+        for world in (case.whole, case.truncated):
+            for builder in world.builders.values():
+                monkeypatch.setattr(builder, "_audiences", {})  # none kept from before, none kept after
     leak(monkeypatch)
-    assert differences(rebuilt, first_day) >= shows_in
+    assert differences(rebuilt, first_day, spec) == shows_in
+    # Only a spec places titles.
+    assert differences(rebuilt, first_day) == {name for name in shows_in if not name.startswith("space ")}
 
 
 def test_artists_fitted_a_day_too_long_turn_it_red(

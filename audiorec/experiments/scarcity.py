@@ -1,0 +1,128 @@
+"""The page of the scarcity experiment: every model against the share of audiobook pairs kept."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from audiorec.experiments.cells import Result
+from audiorec.experiments.pages import COLUMNS, Figures, Page, figures, finish, long_form
+from audiorec.experiments.protocol import segment_mask
+from audiorec.experiments.tables import OURS, SHARES, WITHOUT, share_name
+from models.metrics import paired_bootstrap_interval
+
+POPULAR = "popularity, recent"
+
+
+def write(page: Page, results: Sequence[Result]) -> Path:
+    """Write the page, its CSV (the share is part of the table's name there) and its plot."""
+    settings = page.experiment.settings(results[0].cell).evaluation
+    by_share = {
+        share: figures([one for one in results if one.cell.name == share_name(share)], settings, False)
+        for share in SHARES
+    }
+    page.out.mkdir(parents=True, exist_ok=True)
+    rows = pd.concat(
+        [
+            long_form(found, page.source, f"{page.name} {share:g}", settings)
+            for share, found in by_share.items()
+        ],
+        ignore_index=True,
+    )
+    _plot(by_share, page.out / f"{page.name}.png")
+    seeds = by_share[SHARES[0]].seeds
+    return finish(page, results, rows[list(COLUMNS)], _markdown(by_share, settings.bootstrap), seeds)
+
+
+def rate(found: Figures, panel: str, metric: str, model: str) -> np.ndarray:
+    """The figure of all users by seed, [seeds]."""
+    inside = segment_mask(found.segment, "all")
+    return np.asarray(np.nanmean(found.values[panel, metric][inside, found.models.index(model)], axis=0))
+
+
+def _difference(found: Figures, panel: str, other: str, draws: int) -> str:
+    """2T-HGNN less another model: each user's mean over seeds, paired."""
+    inside = segment_mask(found.segment, "all")
+    values = found.values[panel, found.metrics[0]][inside]
+    counted = ~np.isnan(values).all(axis=(1, 2))
+    ours, theirs = (np.nanmean(values[counted, found.models.index(model)], axis=1) for model in (OURS, other))
+    against = paired_bootstrap_interval(ours, theirs, draws=draws, seed=1)
+    return f"{against.mean:+.3f} [{against.low:+.3f}, {against.high:+.3f}]"
+
+
+def _markdown(by_share: Mapping[float, Figures], draws: int) -> list[str]:
+    lines = []
+    some = by_share[SHARES[0]]
+    for panel in ("known", "full"):
+        for metric in some.metrics:
+            lines += [
+                f"## {metric}, panel {panel}",
+                "",
+                "| model | " + " | ".join(share_name(share) for share in SHARES) + " |",
+                "|---|" + "---|" * len(SHARES),
+            ]
+            for model in some.models:
+                cells = [rate(by_share[share], panel, metric, model) for share in SHARES]
+                lines.append(
+                    f"| {model} | "
+                    + " | ".join(
+                        f"{np.mean(one):.3f} ± {np.std(one, ddof=1) if len(one) > 1 else 0:.3f}"
+                        for one in cells
+                    )
+                    + " |"
+                )
+            lines.append("")
+        lines += [
+            f"## 2T-HGNN less others, {some.metrics[0]}, panel {panel} [95% over users, mean over seeds]",
+            "",
+            "| against | " + " | ".join(share_name(share) for share in SHARES) + " |",
+            "|---|" + "---|" * len(SHARES),
+        ]
+        for other in (WITHOUT, POPULAR):
+            lines.append(
+                f"| {other} | "
+                + " | ".join(_difference(by_share[share], panel, other, draws) for share in SHARES)
+                + " |"
+            )
+        lines.append("")
+    return lines
+
+
+def _plot(by_share: Mapping[float, Figures], target: Path) -> None:
+    """Hit rate against the share kept, a line a model, a dot a seed."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    some = by_share[SHARES[0]]
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4.6), sharey=True, layout="constrained")
+    for axis, panel in zip(axes, ("known", "full"), strict=True):
+        for number, model in enumerate(some.models):
+            rates = [rate(by_share[share], panel, some.metrics[0], model) for share in SHARES]
+            bold = model in (OURS, WITHOUT, POPULAR)
+            [line] = axis.plot(
+                SHARES,
+                [one.mean() for one in rates],
+                marker="o",
+                label=model,
+                linewidth=2.4 if bold else 1.1,
+                color=f"C{number}",
+                alpha=1.0 if bold else 0.6,
+            )
+            for share, one in zip(SHARES, rates, strict=True):
+                axis.plot([share] * len(one), one, ".", color=line.get_color(), alpha=0.4, markersize=4)
+        axis.set_xscale("log")
+        axis.set_xticks(SHARES, [f"{share:.0%}" for share in SHARES])
+        axis.minorticks_off()
+        axis.set_xlabel("audiobook pairs kept for training and judging (share, log scale)")
+        axis.set_title({"known": "titles streamed before the split", "full": "all published titles"}[panel])
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel(f"{some.metrics[0]} (share of users)")
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right center", fontsize=8, frameon=False)
+    figure.savefig(target, dpi=110, metadata={"Software": None})
+    plt.close(figure)
