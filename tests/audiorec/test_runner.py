@@ -116,6 +116,6 @@ def test_the_fingerprint_of_a_day_is_its_own(tiny_source: Path, tiny: Any, tmp_p
 
 
 def test_every_task_has_resources():
-    from audiorec.chain import CHAIN
+    from audiorec.chain import TASKS
 
-    assert set(load_settings().resources) == set(CHAIN)
+    assert set(load_settings().resources) == set(TASKS)

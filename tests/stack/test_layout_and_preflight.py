@@ -65,7 +65,7 @@ def test_log_servers_which_bind_everything_are_off(settings: Settings):
 def test_tasks_are_told_where_and_the_rest_comes_from_file_and_environment(
     env: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    assert json.loads(env["AUDIOREC_SOURCE"]) == {"uri": str(tmp_path / "data/mine")}
+    assert json.loads(env["AUDIOREC_SOURCE"]) == {"uri": str(tmp_path / "data/mine"), "target": "audiobook"}
     assert "AUDIOREC_SOURCE__URI" not in env  # the settings as given win over the shell
     assert json.loads(env["AUDIOREC_MLFLOW"])["uri"] == "http://127.0.0.1:15001"  # our own port
     assert env["AUDIOREC_HGNN__MARGIN"] == "0.3"
