@@ -15,6 +15,8 @@ from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_expone
 FINISHED = frozenset({"success", "failed"})
 RETRIED_STATUS = frozenset({429, 500, 502, 503, 504})
 RETRY_SECONDS = 20.0
+LOCKED_SECONDS = 60.0
+"""How long a backfill is tried while SQLite is locked by Airflow's other processes."""
 
 
 class AirflowError(RuntimeError):
@@ -280,8 +282,11 @@ class AirflowClient:
         Args:
             reprocess: none, failed or completed: what to do with days that have a run.
 
+        On SQLite Airflow refuses with 503 while another process writes, and may leave an active backfill without runs
+        behind, which would be in the way of the next try. So such a one is cancelled, and tried again.
+
         Raises:
-            AirflowError: 409, another backfill of the DAG is active.
+            AirflowError: 409, another backfill of the DAG is active; 503, the database stayed locked.
         """
         body = {
             "dag_id": dag_id,
@@ -292,7 +297,27 @@ class AirflowClient:
             "reprocess_behavior": reprocess,
             "max_active_runs": max_active_runs,
         }
-        return int(self._send("POST", "/api/v2/backfills", json=body).json()["id"])
+        before = self._active_backfills(dag_id)
+
+        def locked(error: BaseException) -> bool:
+            return isinstance(error, AirflowError) and error.status_code == 503 and "locked" in str(error)
+
+        for attempt in Retrying(
+            retry=retry_if_exception(locked),
+            stop=stop_after_delay(LOCKED_SECONDS),
+            wait=wait_exponential(0.5, max=4),
+            reraise=True,
+        ):
+            with attempt:
+                # Whose creation was cut short: an active one that was not there, and has made no run.
+                for number in self._active_backfills(dag_id) - before:
+                    self._send("PUT", f"/api/v2/backfills/{number}/cancel")
+                return int(self._send("POST", "/api/v2/backfills", json=body).json()["id"])
+        raise AssertionError("unreachable")
+
+    def _active_backfills(self, dag_id: str) -> set[int]:
+        found = self._get("/backfills", {"dag_id": dag_id, "limit": 100, "order_by": "-id"})["backfills"]
+        return {int(one["id"]) for one in found if one["completed_at"] is None}
 
     def backfill_finished(self, backfill_id: int) -> bool:
         return self._get(f"/backfills/{backfill_id}")["completed_at"] is not None

@@ -119,6 +119,57 @@ def test_a_run_made_while_paused_takes_the_place_of_yesterdays(paused: bool):
         assert len(seen) == 2
 
 
+LOCKED = {
+    "detail": "Database is locked. Backfill creation is not supported on SQLite under concurrent access."
+}
+
+
+def test_a_backfill_is_made_again_once_the_database_is_free():
+    """The first try leaves an active backfill behind, which goes; one that was active before stays."""
+    active = [3]
+    cancelled: list[str] = []
+    tries = iter([httpx.Response(503, json=LOCKED), httpx.Response(200, json={"id": 8})])
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        if request.method == "GET":
+            listed = [{"id": 1, "completed_at": "2026-11-24T10:00:00Z"}]
+            return httpx.Response(
+                200, json={"backfills": listed + [{"id": i, "completed_at": None} for i in active]}
+            )
+        if request.method == "PUT":
+            cancelled.append(request.url.path)
+            active.remove(7)
+            return httpx.Response(200, json={})
+        response = next(tries)
+        if response.status_code == 503:
+            active.append(7)
+        return response
+
+    client, _ = served(answer)
+    assert client.create_backfill("d", date(2026, 11, 18), date(2026, 11, 20)) == 8
+    assert cancelled == ["/api/v2/backfills/7/cancel"]
+
+
+def test_a_backfill_is_not_made_again_for_other_reasons(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(client_module, "LOCKED_SECONDS", 1.0)
+
+    def refusing(status: int, detail: str) -> tuple[int, int]:
+        def answer(request: httpx.Request) -> httpx.Response:
+            if request.method == "GET":
+                return httpx.Response(200, json={"backfills": []})
+            return httpx.Response(status, json={"detail": detail})
+
+        client, seen = served(answer)
+        with pytest.raises(AirflowError) as caught:
+            client.create_backfill("d", date(2026, 11, 18), date(2026, 11, 20))
+        return caught.value.status_code or 0, sum(request.method == "POST" for request in seen)
+
+    assert refusing(409, "There is already a running backfill for dag d") == (409, 1)
+    assert refusing(503, "no healthy upstream") == (503, 1)
+    status, posts = refusing(503, LOCKED["detail"])
+    assert status == 503 and posts > 1, "it gives up after a while, and says why"
+
+
 def test_a_dag_that_cannot_be_imported_is_said_with_its_trace():
     def answer(request: httpx.Request) -> httpx.Response:
         if request.url.path.endswith("importErrors"):
