@@ -81,5 +81,13 @@ RIVALS = Task(
     package="audiorec.experiments",
 )
 
-TASKS: dict[str, Task] = {**CHAIN, RIVALS.name: RIVALS}
+ORACLE = Task(
+    "oracle",
+    ("extract",),
+    ("time", "evaluation"),
+    "the ceiling of a simulated hold-out, for experiments",
+    package="audiorec.experiments",
+)
+
+TASKS: dict[str, Task] = {**CHAIN, RIVALS.name: RIVALS, ORACLE.name: ORACLE}
 """All that the runner can run: the chain, and what only experiments need."""

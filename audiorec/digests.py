@@ -10,6 +10,7 @@ import duckdb
 
 from audiorec.errors import BadData
 from audiorec.fingerprint import digest
+from audiorec.pseudonyms import hide_users
 from audiorec.settings import Settings
 from audiorec.source import TABLES, SourceTables, open_source
 from sql import read_sql
@@ -61,6 +62,7 @@ def source_digests(settings: Settings, as_of: date) -> dict[str, str]:
     """
     source = open_source(settings)
     try:
+        hide_users(source, settings)
         days = day_digests(source, as_of, settings.extract.late_days)
         tables = table_digests(source.connection, as_of)
     except duckdb.OutOfMemoryException:

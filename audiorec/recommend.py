@@ -19,6 +19,7 @@ from audiorec.champion import Bundle, read_pointer
 from audiorec.errors import BadData, BadSettings
 from audiorec.features import UserFeatures
 from audiorec.judging import load_towers
+from audiorec.pseudonyms import Pseudonyms
 from audiorec.settings import Settings
 from audiorec.store import Store
 
@@ -66,10 +67,14 @@ class Recommender:
         store: where its files are; every one is checked against its hash when it is loaded.
         bundle: its manifests.
         version: its number in the registry.
+        pseudonyms: how users are named in it.
     """
 
-    def __init__(self, store: Store, bundle: Bundle, version: str) -> None:
+    def __init__(
+        self, store: Store, bundle: Bundle, version: str, pseudonyms: Pseudonyms = Pseudonyms(None)
+    ) -> None:
         self.version, self.as_of = version, bundle.as_of
+        self._pseudonyms = pseudonyms
         self._store, self._manifests = store, bundle.manifests
         self._towers = load_towers(store, bundle.manifests["train_two_tower"])
         self._index = nearest.read(self._open("build_index", "audiobooks.faiss"))
@@ -101,7 +106,7 @@ class Recommender:
                 f"no version was promoted into {store.root} yet; run the chain (`audiorec run`) first"
             )
         version, release = pointed
-        return cls(store, Bundle.load(store, release), version)
+        return cls(store, Bundle.load(store, release), version, Pseudonyms.of(settings))
 
     def _open(self, task: str, name: str) -> Any:
         return self._store.open(self._manifests[task], name)
@@ -110,8 +115,13 @@ class Recommender:
         return np.load(self._open(task, name), mmap_mode="r", allow_pickle=False)
 
     def row(self, user_id: str) -> int:
-        """Row of a user. Raises BadSettings if this version does not know the user."""
-        row = int(self._row.get_indexer([user_id])[0])
+        """Row of a user, by the source's id or by pseudonym.
+
+        Raises:
+            BadSettings: this version does not know the user.
+        """
+        found = self._row.get_indexer([self._pseudonyms.name(user_id), user_id])
+        row = int(found.max())
         if row < 0:
             raise BadSettings(
                 f"user {user_id!r} is not among the {len(self._row)} users known on {self.as_of}"

@@ -31,7 +31,7 @@ Profile = Literal["smoke", "standard", "full"]
 Recipe = Literal["default", "paper"]
 PromotePolicy = Literal["fresh", "never", "if_better", "force"]
 
-WHERE = frozenset({"source", "store", "mlflow", "alerts", "services", "resources", "duckdb"})
+WHERE = frozenset({"source", "store", "mlflow", "alerts", "services", "resources", "duckdb", "privacy"})
 PRESETS = Path(__file__).parent / "presets"
 SETTINGS_VARIABLE = "AUDIOREC_SETTINGS"
 
@@ -126,6 +126,7 @@ def _resources() -> dict[str, TaskResources]:
         "train_two_tower": heavy,
         "evaluate": TaskResources(memory_mb=8_000),
         "rivals": TaskResources(memory_mb=10_000, timeout_minutes=120),
+        "oracle": TaskResources(),
         "refresh": TaskResources(memory_mb=8_000),
         "build_index": TaskResources(memory_mb=6_000),
         "promote": TaskResources(memory_mb=6_000, timeout_minutes=30),
@@ -135,6 +136,20 @@ def _resources() -> dict[str, TaskResources]:
 class DuckDB(Group):
     memory_mb: int = setting(
         2_000, "DuckDB's memory limit; it spills to scratch beyond it", unit="MiB", gt=100
+    )
+
+
+class Privacy(Group):
+    """Never hashed by itself: digests of the source are taken of pseudonyms, so they differ with the key."""
+
+    user_ids: Literal["pseudonyms", "as_given"] = setting(
+        "pseudonyms",
+        "how users are named in all that is stored: by a keyed hash, or as the source does (public data, "
+        "or ids that are pseudonyms already)",
+    )
+    key_file: str = setting(
+        ".audiorec/secrets/user-ids.key",
+        "file with the key of the pseudonyms, made when there is none; keep it outside the store, and keep it",
     )
 
 
@@ -368,6 +383,8 @@ class Rivals(Group):
     lightgcn_dim: int = setting(64, "LightGCN (PyG)", gt=0)
     lightgcn_layers: int = setting(2, "LightGCN: layers", gt=0)
     lightgcn_epochs: int = setting(20, "LightGCN: at most; the best on validation is kept", gt=0)
+    user_graph_dim: int = setting(128, "HGNN-w-users: length of an embedding", gt=0)
+    user_graph_steps: int = setting(80, "HGNN-w-users: at most; the best on validation is kept", gt=0)
     gbdt_trees: int = setting(300, "boosted ranker (LightGBM): at most; the best on validation is kept", gt=0)
     gbdt_negatives: int = setting(100, "boosted ranker: titles not chosen, a target", gt=0)
     gbdt_targets: int = setting(4_000, "boosted ranker: training targets, evenly spread", gt=0)
@@ -419,6 +436,7 @@ class Settings(BaseSettings):
     services: Services = Field(default_factory=Services)
     resources: dict[str, TaskResources] = Field(default_factory=_resources)
     duckdb: DuckDB = Field(default_factory=DuckDB)
+    privacy: Privacy = Field(default_factory=Privacy)
 
     time: Time = Field(default_factory=Time)
     extract: Extract = Field(default_factory=Extract)

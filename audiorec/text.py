@@ -2,7 +2,7 @@
 
 A vector must not depend on which other texts were encoded beside it, or the order of backfills would change
 results in the last bits. So every call to the model has one of few fixed shapes: texts of exactly the same
-number of tokens, 16 at a time, the last batch filled by repetition.
+number of tokens, 4 at a time, the last batch filled by repetition.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 CACHE = "text_vectors"
-BATCH = 16
+BATCH = 4
 BUILTIN = "builtin:all-MiniLM-L6-v2"
 RANDOM = "builtin:random"
 """No text at all: a vector drawn by the text's hash, which tells titles apart and says nothing else of them."""

@@ -19,6 +19,7 @@ from audiorec.cuts import cuts
 from audiorec.digests import UNDATED, bind, day_digests, visible_queries
 from audiorec.fingerprint import fingerprint
 from audiorec.progress import Progress
+from audiorec.pseudonyms import hide_users
 from audiorec.settings import Settings
 from audiorec.source import SourceTables, open_source
 from audiorec.store import Manifest, Store
@@ -35,6 +36,7 @@ def run(settings: Settings, inputs: Inputs, out: Output) -> Manifest:
     source = open_source(
         settings, threads=threads, also_allow=(out.store.root,) if out.store.is_local else ()
     )
+    hide_users(source, settings)
     as_of, first_day = inputs.as_of, cuts(inputs.as_of, settings.time).first_day
     digests = day_digests(source, as_of, settings.extract.late_days)
     _note_what_is_passed_over(source, as_of, out)

@@ -86,6 +86,7 @@ def tiny_settings(source: Path, work: Path, **groups: dict[str, Any]) -> Any:
     places = {
         "source": {"uri": str(source)},
         "store": {"uri": str(work / "store"), "scratch": str(work / "scratch")},
+        "privacy": {"key_file": str(work / "secrets" / "user-ids.key")},
     }
     return load_settings(profile="smoke", **merged(TINY_GROUPS, places, groups))
 

@@ -77,7 +77,7 @@ class Result:
     cell: Cell
     manifest: Manifest
     ranks: pd.DataFrame
-    """user_id, segment, panel, model, rank, tail_rank."""
+    """user_id, segment, panel, model, rank, and a `SLICE_rank` a slice of the protocol."""
     coverage: pd.DataFrame
     """panel, segment, model, coverage."""
     cost: Mapping[str, Mapping[str, float]]

@@ -12,7 +12,8 @@ from typing import Any
 
 from audiorec.errors import BadSettings
 from audiorec.experiments import pages, scarcity
-from audiorec.experiments.cells import Experiment, Runner, checked
+from audiorec.experiments.cells import Cell, Experiment, Runner, checked
+from audiorec.experiments.oracle import has_truth
 from audiorec.experiments.pages import Page
 from audiorec.experiments.tables import TABLES, Table
 
@@ -27,6 +28,10 @@ class Wanted:
     seeds: tuple[int, ...]
     out: Path
     command: str
+
+    @property
+    def cells(self) -> list[Cell]:
+        return self.table.all_cells(self.seeds, has_truth(self.experiment.source))
 
     @property
     def page(self) -> Path:
@@ -83,7 +88,7 @@ def run_experiment(wanted: Wanted, say: Callable[[str], None] = print) -> Path:
     """Compute the cells that are missing and write the page."""
     started = time.monotonic()
     runner = Runner(wanted.experiment, say)
-    cells = wanted.table.cells(wanted.seeds)
+    cells = wanted.cells
     results = []
     for number, cell in enumerate(cells, 1):
         results.append(runner.run(cell))
@@ -100,7 +105,7 @@ def check_page(wanted: Wanted) -> list[str]:
     stored: dict[str, str] = json.loads(record.read_text())["cells"]
     runner = Runner(wanted.experiment)
     found = []
-    for cell in wanted.table.cells(wanted.seeds):
+    for cell in wanted.cells:
         if cell.label not in stored:
             found.append(f"{cell.label}: not on the page")
         elif not runner.is_current(cell, stored[cell.label]):

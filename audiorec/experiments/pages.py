@@ -14,7 +14,8 @@ import pandas as pd
 import psutil
 
 from audiorec.experiments.cells import Experiment, Result
-from audiorec.experiments.protocol import PANELS, SEGMENTS, segment_mask
+from audiorec.experiments.oracle import ORACLE
+from audiorec.experiments.protocol import PANELS, SEGMENTS, TIERS, UNSTREAMED, segment_mask
 from audiorec.experiments.publish import commit, processor
 from audiorec.experiments.tables import OURS, WITHOUT, Table
 from audiorec.settings import Evaluation
@@ -22,7 +23,13 @@ from models.metrics import bootstrap_interval, hit_rate_at_k, paired_bootstrap_i
 
 COLUMNS = ("source", "table", "panel", "model", "segment", "metric", "value", "low", "high", "users", "seed")
 """Of the CSV; `seed` is a number, or `mean` for the mean over seeds with its interval over users."""
-_TITLES = {"known": "titles streamed before the split", "full": "all titles published by the split"}
+_TITLES = {
+    "known": "titles streamed before the split",
+    "full": "all titles published by the split",
+    "new": "titles nobody streamed before the split",
+}
+_PARTS = {"tail": "tail", **{f"tier_{tier}": f"tier {tier}" for tier in TIERS}, UNSTREAMED: "never streamed"}
+"""Slices of the protocol whose hit rates are shown, and their names as segments of the CSV."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +47,8 @@ class Figures:
     """panel, segment, model, seed, coverage."""
     metrics: tuple[str, str, str]
     """Names of the hit rate, the MRR and the tail hit rate."""
+    sliced: Mapping[str, str]
+    """Segment of the CSV by the metric that is a slice's hit rate."""
 
 
 def figures(results: Sequence[Result], settings: Evaluation, ablation: bool) -> Figures:
@@ -55,14 +64,19 @@ def figures(results: Sequence[Result], settings: Evaluation, ablation: bool) -> 
     table, coverage = pd.concat(frames, ignore_index=True), pd.concat(covers, ignore_index=True)
     models, seeds = tuple(table["model"].unique()), tuple(sorted({result.cell.seed for result in results}))
     users = table.drop_duplicates("user_id").set_index("user_id")["segment"]
-    metrics = (f"HR@{settings.hit_k}", "MRR", f"tail HR@{settings.hit_k}")
+    hit = f"HR@{settings.hit_k}"
+    metrics = (hit, "MRR", f"tail {hit}")
+    sliced = {f"{name} {hit}": name for name in _PARTS.values()}
+    sources = {hit: "rank", "MRR": "rank"} | {
+        f"{name} {hit}": f"{part}_rank" for part, name in _PARTS.items()
+    }
     values = {}
     row = users.index.get_indexer(table["user_id"])
     column = pd.Index(models).get_indexer(table["model"])
     layer = pd.Index(seeds).get_indexer(table["seed"])
     for panel in PANELS:
         chosen = (table["panel"] == panel).to_numpy()
-        for metric, source in zip(metrics, ("rank", "rank", "tail_rank"), strict=True):
+        for metric, source in sources.items():
             ranks = table[source].to_numpy()[chosen]
             score = (
                 reciprocal_rank(ranks, settings.depth)
@@ -72,7 +86,7 @@ def figures(results: Sequence[Result], settings: Evaluation, ablation: bool) -> 
             found = np.full((len(users), len(models), len(seeds)), np.nan)
             found[row[chosen], column[chosen], layer[chosen]] = np.where(ranks < 0, np.nan, score)
             values[panel, metric] = found
-    return Figures(models, seeds, users.to_numpy(object), values, coverage, metrics)
+    return Figures(models, seeds, users.to_numpy(object), values, coverage, metrics, sliced)
 
 
 def _mean_over_seeds(values: np.ndarray) -> np.ndarray:
@@ -92,24 +106,26 @@ def reference_model(found: Figures, ablation: bool) -> str:
     rates = {
         model: float(np.nanmean(means[inside, number]))
         for number, model in enumerate(found.models)
-        if model not in (OURS, WITHOUT)
+        if model not in (OURS, WITHOUT, ORACLE)
     }
     return max(rates, key=lambda model: rates[model])
 
 
 def long_form(found: Figures, source: str, table: str, settings: Evaluation) -> pd.DataFrame:
-    """The CSV's rows. `tail` is a segment here: all users, relevant titles of the unpopular tiers."""
+    """The CSV's rows. Slices are segments here: all users, relevant titles of the slice (`tail`, `tier 1`, ...)."""
     rows = []
     for (panel, metric), values in found.values.items():
-        tail = metric == found.metrics[2]
+        part = found.sliced.get(metric)
+        if panel == "new" and part is not None:
+            continue  # All of it is the unpopular end.
         means = _mean_over_seeds(values)
-        for segment in ("tail",) if tail else SEGMENTS:
-            inside = segment_mask(found.segment, "all" if tail else segment)
+        for segment in (part,) if part is not None else SEGMENTS:
+            inside = segment_mask(found.segment, "all" if part is not None else segment)
             for number, model in enumerate(found.models):
                 own = means[inside, number]
                 own = own[~np.isnan(own)]
                 interval = bootstrap_interval(own, draws=settings.bootstrap, seed=settings.seed)
-                name = found.metrics[0] if tail else metric
+                name = found.metrics[0] if part is not None else metric
                 shared = (source, table, panel, model, segment, name)
                 rows.append((*shared, interval.mean, interval.low, interval.high, interval.users, "mean"))
                 for layer, seed in enumerate(found.seeds):
@@ -159,8 +175,9 @@ def markdown(found: Figures, table: Table, settings: Evaluation) -> list[str]:
             ),
             "",
             f"| model | {'' if table.segment == 'all' else f'{hit} {table.segment} | '}{hit} all | warm | cold | no history "
-            f"| MRR {table.segment} | {tail} | coverage@{settings.depth} | {hit} {table.segment} against {reference} [95%] |",
-            "|---" * (9 if table.segment == "all" else 10) + "|",
+            f"| MRR {table.segment} | {tail} | coverage@{settings.depth} | {hit} {table.segment} against {reference} [95%] |"
+            + (" share of the oracle's |" if ORACLE in found.models else ""),
+            "|---" * (9 + (table.segment != "all") + (ORACLE in found.models)) + "|",
         ]
         means = _mean_over_seeds(found.values[panel, hit])
         inside = segment_mask(found.segment, table.segment) & _counted(found, panel)
@@ -192,14 +209,43 @@ def markdown(found: Figures, table: Table, settings: Evaluation) -> list[str]:
                 if table.segment == "all"
                 else f"{_cell(found.values[panel, hit], inside, number, True)} | "
             )
+            share = ""
+            if ORACLE in found.models:
+                ceiling = np.nanmean(means[inside, found.models.index(ORACLE)]) if inside.any() else np.nan
+                share = f" {np.nanmean(means[inside, number]) / ceiling:.0%} |" if ceiling > 0 else " - |"
             lines.append(
                 f"| {model} | {deciding}{_cell(found.values[panel, hit], every, number, True)} | {by_segment} "
                 f"| {_cell(found.values[panel, mrr], inside, number, True)} "
                 f"| {_cell(found.values[panel, tail], every, number, False)} | {cover:.1%} "
-                f"| {against.mean:+.3f} [{against.low:+.3f}, {against.high:+.3f}] |"
+                f"| {against.mean:+.3f} [{against.low:+.3f}, {against.high:+.3f}] |{share}"
             )
         lines.append("")
-    return lines
+    return lines + ([] if table.ablation else _by_tier(found))
+
+
+def _by_tier(found: Figures) -> list[str]:
+    """Hit rates by popularity of the relevant title, over the full panel."""
+    every = segment_mask(found.segment, "all")
+    metrics = [metric for metric in found.sliced if metric != found.metrics[2]]
+    users = [int((every & ~np.isnan(found.values["full", m]).all(axis=(1, 2))).sum()) for m in metrics]
+    heads = [f"{found.sliced[m]} ({number:,} users)" for m, number in zip(metrics, users, strict=True)]
+    return [
+        f"## The long tail: {found.metrics[0]} by popularity of the relevant title, panel full",
+        "",
+        "Titles in order of their streams in the window, cut into tiers of a fifth of the streams each: 1 the most popular. "
+        "Those never streamed are part of tier 5, and shown apart. Lists are over the whole panel; users with no relevant title "
+        "in a tier are left out of it.",
+        "",
+        "| model | " + " | ".join(heads) + " |",
+        "|---" * (len(metrics) + 1) + "|",
+        *(
+            f"| {model} | "
+            + " | ".join(_cell(found.values["full", metric], every, number, False) for metric in metrics)
+            + " |"
+            for number, model in enumerate(found.models)
+        ),
+        "",
+    ]
 
 
 def _counted(found: Figures, panel: str) -> np.ndarray:
@@ -216,7 +262,7 @@ def plot(found: Figures, table: Table, settings: Evaluation, target: Path) -> No
 
     hit = found.metrics[0]
     height = 1.2 + 0.32 * len(found.models)
-    figure, axes = plt.subplots(1, 2, figsize=(11, height), sharey=True, layout="constrained")
+    figure, axes = plt.subplots(1, len(PANELS), figsize=(13, height), sharey=True, layout="constrained")
     first = _mean_over_seeds(found.values["known", hit])
     inside = segment_mask(found.segment, table.segment)
     order = sorted(
@@ -240,7 +286,7 @@ def plot(found: Figures, table: Table, settings: Evaluation, target: Path) -> No
                 if (~np.isnan(one)).any() and values.shape[2] > 1:
                     axis.plot(np.nanmean(one), place, "|", color="black", markersize=9)
         axis.set_title(_TITLES[panel], fontsize=10)
-        axis.set_xlabel(f"{hit}, {table.segment} users (share; line: 95% over users, |: a seed)", fontsize=9)
+        axis.set_xlabel(f"{hit}, {table.segment} users (share)\nline: 95% over users; |: a seed", fontsize=9)
         axis.grid(axis="x", alpha=0.3)
     axes[0].set_yticks(range(len(order)), [found.models[number] for number in order], fontsize=9)
     figure.savefig(target, dpi=110, metadata={"Software": None})

@@ -1,10 +1,15 @@
 """The evaluation protocol (design 8), in one place: who is judged, on which titles, by which figures.
 
 One global split. Relevant are titles first streamed in the hold-out; what a user streamed before is never
-recommended again. Ranking is exact over a whole catalogue, in two panels:
+recommended again. Ranking is exact over a whole catalogue, in three panels; relevant titles are restricted to the
+panel's:
 
-* `known`: titles streamed by anybody before the split, relevant titles restricted to them;
-* `full`: all titles published by the split, or undated.
+* `known`: titles streamed by anybody before the split;
+* `full`: all titles published by the split, or undated;
+* `new`: those of `full` that nobody streamed before the split, which only induction can tell apart.
+
+Within a panel, *slices* restrict what is relevant further and leave the candidates as they are: the five tiers of
+popularity, `tail` (tiers 3 to 5), and `unstreamed` (titles of the panel `new`, ranked among all).
 
 Segments: `warm` users gave any audiobook signal before the split, `cold` ones did anything else, `none` nothing at
 all; `all` is warm and cold together. Differs from the paper, which leaves most of this open (paper 6.1-6.2).
@@ -32,9 +37,12 @@ from models.metrics import (
     top_k,
 )
 
-PANELS = ("known", "full")
+PANELS = ("known", "full", "new")
 SEGMENTS = ("all", "warm", "cold", "none")
-TAIL_TIERS = (3, 4, 5)
+TIERS = (1, 2, 3, 4, 5)
+SLICES: Mapping[str, tuple[int, ...]] = {"tail": (3, 4, 5), **{f"tier_{tier}": (tier,) for tier in TIERS}}
+"""Popularity tiers by slice; `unstreamed` comes on top."""
+UNSTREAMED = "unstreamed"
 _CHUNK = 512
 
 Ranker = Callable[[np.ndarray], np.ndarray]
@@ -53,11 +61,13 @@ class HoldOut:
     candidates: Mapping[str, np.ndarray]
     tier: np.ndarray
 
-    def panel_relevant(self, panel: str, tail: bool = False) -> sp.csr_matrix:
-        """0/1 [users, audiobooks]: relevant titles that are candidates of the panel (and, with `tail`, unpopular)."""
+    def panel_relevant(self, panel: str, part: str | None = None) -> sp.csr_matrix:
+        """0/1 [users, audiobooks]: relevant titles that are candidates of the panel (and of a slice, if one is named)."""
         keep = self.candidates[panel]
-        if tail:
-            keep = keep & np.isin(self.tier, TAIL_TIERS)
+        if part == UNSTREAMED:
+            keep = keep & self.candidates["new"]
+        elif part is not None:
+            keep = keep & np.isin(self.tier, SLICES[part])
         restricted = self.relevant @ sp.diags(keep.astype(np.float64))
         restricted.eliminate_zeros()
         return restricted.tocsr()
@@ -96,7 +106,7 @@ def make_hold_out(extract: Extract, cuts: Cuts, settings: Evaluation) -> HoldOut
         segment,
         relevant[users],
         matrix(before)[users],
-        {"known": known, "full": full},
+        {"known": known, "full": full, "new": full & ~known},
         popularity_tiers(streams),
     )
 
@@ -106,20 +116,20 @@ class Judgement:
     """One model's ranks: by panel, the place of the first relevant title of each user, and what was shown.
 
     `ranks[panel]` int [users]: 1.., 0 for not within `depth`, -1 for a user without relevant title in the panel.
-    `tail_ranks` the same for tail titles only. `shown[panel]` int [users, depth]: titles, -1 for none.
+    `sliced[slice][panel]` the same for the relevant titles of a slice. `shown[panel]` int [users, depth]: titles, -1
+    for none.
     """
 
     ranks: Mapping[str, np.ndarray]
-    tail_ranks: Mapping[str, np.ndarray]
+    sliced: Mapping[str, Mapping[str, np.ndarray]]
     shown: Mapping[str, np.ndarray]
 
 
 def judge(hold_out: HoldOut, ranker: Ranker, depth: int = 100) -> Judgement:
     """Rank the whole catalogue for every user of the hold-out, exactly; ties go to the lower id."""
-    ranks, tail_ranks, shown = {}, {}, {}
-    relevant = {
-        (panel, tail): hold_out.panel_relevant(panel, tail) for panel in PANELS for tail in (False, True)
-    }
+    ranks: dict[str, np.ndarray] = {}
+    shown: dict[str, np.ndarray] = {}
+    sliced: dict[str, dict[str, np.ndarray]] = {part: {} for part in (*SLICES, UNSTREAMED)}
     parts: dict[str, list[np.ndarray]] = {panel: [] for panel in PANELS}
     for start in range(0, len(hold_out.users), _CHUNK):
         rows = np.arange(start, min(start + _CHUNK, len(hold_out.users)))
@@ -129,9 +139,10 @@ def judge(hold_out: HoldOut, ranker: Ranker, depth: int = 100) -> Judgement:
             parts[panel].append(top_k(scores, barred | ~hold_out.candidates[panel][None, :], depth))
     for panel in PANELS:
         shown[panel] = np.concatenate(parts[panel]) if parts[panel] else np.zeros((0, depth), np.int64)
-        ranks[panel] = _ranks(shown[panel], relevant[panel, False])
-        tail_ranks[panel] = _ranks(shown[panel], relevant[panel, True])
-    return Judgement(ranks, tail_ranks, shown)
+        ranks[panel] = _ranks(shown[panel], hold_out.panel_relevant(panel))
+        for part, found in sliced.items():
+            found[panel] = _ranks(shown[panel], hold_out.panel_relevant(panel, part))
+    return Judgement(ranks, sliced, shown)
 
 
 def _ranks(shown: np.ndarray, relevant: sp.csr_matrix) -> np.ndarray:
@@ -205,7 +216,7 @@ def coverage(hold_out: HoldOut, judgement: Judgement, panel: str, segment: str) 
 
 
 def ranks_table(extract: Extract, hold_out: HoldOut, judgements: Mapping[str, Judgement]) -> pd.DataFrame:
-    """A row a user, panel and model: user_id, segment, panel, model, rank and tail_rank (see `Judgement`)."""
+    """A row a user, panel and model: user_id, segment, panel, model, rank, and a `SLICE_rank` a slice (see `Judgement`)."""
     parts = [
         pd.DataFrame(
             {
@@ -214,7 +225,7 @@ def ranks_table(extract: Extract, hold_out: HoldOut, judgements: Mapping[str, Ju
                 "panel": panel,
                 "model": model,
                 "rank": judgement.ranks[panel],
-                "tail_rank": judgement.tail_ranks[panel],
+                **{f"{part}_rank": ranks[panel] for part, ranks in judgement.sliced.items()},
             }
         )
         for model, judgement in judgements.items()
@@ -225,7 +236,7 @@ def ranks_table(extract: Extract, hold_out: HoldOut, judgements: Mapping[str, Ju
 
 def _per_user(judgement: Judgement, panel: str, settings: Evaluation) -> dict[str, np.ndarray]:
     """Values by user, NaN for users that the panel leaves out."""
-    ranks, tail = judgement.ranks[panel], judgement.tail_ranks[panel]
+    ranks, tail = judgement.ranks[panel], judgement.sliced["tail"][panel]
     return {
         f"HR@{settings.hit_k}": np.where(ranks < 0, np.nan, hit_rate_at_k(ranks, settings.hit_k)),
         "MRR": np.where(ranks < 0, np.nan, reciprocal_rank(ranks, settings.depth)),

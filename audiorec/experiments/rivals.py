@@ -7,6 +7,7 @@ what won, and never look at the hold-out. `python -m audiorec.experiments.rivals
 | model | source |
 |---|---|
 | LLM-KNN, HGNN | paper 6.3: nearest titles to the mean vector of the user's audiobooks; warm users only |
+| HGNN-w-users | paper 6.3: users as nodes of a stream graph, GraphSAGE by PyG (`models/user_graph.py`) |
 | item-kNN | cosine with pseudo-users in the denominator, over audiobooks, podcasts and artists |
 | item-kNN x recent popularity | its product with the best window's streams |
 | ALS, BPR | implicit |
@@ -429,6 +430,29 @@ def _hgnn(field: Field) -> tuple[Ranker, dict[str, Any]]:
     return _nearest(field, np.asarray(field.vectors.raw("hgnn")[0])), {}
 
 
+def _hgnn_with_users(field: Field) -> tuple[Ranker, dict[str, Any]]:
+    from models import user_graph
+
+    # As with LightGCN, its stopping point is chosen on targets that its graph holds.
+    listening = field.listening(field.hold_out.split)
+    last = listening.audiobooks + listening.podcasts
+    streams = {
+        "audiobook": listening.matrix[:, : listening.audiobooks],
+        "podcast": listening.matrix[:, listening.audiobooks : last],
+    }
+    text = {"audiobook": field.vectors.audiobook_text, "podcast": field.vectors.podcast_text}
+    settings = field.settings.rivals
+    scorer = user_graph.train(
+        streams,
+        text,
+        field.rate,
+        dim=settings.user_graph_dim,
+        steps=settings.user_graph_steps,
+        seed=settings.seed,
+    )
+    return _by_user(field, scorer), {}
+
+
 def _nearest(field: Field, vectors: np.ndarray) -> Ranker:
     listening = field.listening(field.hold_out.split)
     streamed = listening.matrix[:, : listening.audiobooks]
@@ -454,6 +478,7 @@ def _boosted(field: Field) -> tuple[Ranker, dict[str, Any]]:
 MODELS: dict[str, Maker] = {
     "LLM-KNN": _llm_knn,
     "HGNN": _hgnn,
+    "HGNN-w-users": _hgnn_with_users,
     "item-kNN": _item_knn,
     "item-kNN x recent popularity": _product,
     "EASE": _ease,

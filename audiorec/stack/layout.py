@@ -218,6 +218,7 @@ def _where(settings: Settings) -> dict[str, str]:
         ("store", "uri"),
         ("store", "scratch"),
         ("services", "home"),
+        ("privacy", "key_file"),
     ):
         groups[group][field] = _absolute(groups[group][field])
     groups["mlflow"]["uri"] = mlflow_address(settings)

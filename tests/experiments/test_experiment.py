@@ -38,6 +38,8 @@ def place(tiny_chain: Chain, tiny: Any, tmp_path_factory: pytest.TempPathFactory
             "bpr_iterations": 20,
             "lightgcn_epochs": 3,
             "gbdt_trees": 30,
+            "user_graph_dim": 8,
+            "user_graph_steps": 10,
         },
     )
     (work / "settings.toml").write_text(as_toml(settings))
@@ -68,10 +70,10 @@ def made(place: Any) -> Any:
     return found
 
 
-def test_the_page_shows_every_model_in_both_panels(made: Any, place: Any):
+def test_the_page_shows_every_model_in_all_panels_and_by_tier(made: Any, place: Any):
     page = (place.work / "pages" / "tiny" / "table2.md").read_text()
     for name in MODELS:
-        assert page.count(f"| {name} |") == 2, name
+        assert page.count(f"| {name} |") == 4, name  # three panels, and the long tail
     assert "--seeds 1" in page and "commit" in page and "(table2.png)" in page
     assert (place.work / "pages" / "tiny" / "table2.png").stat().st_size > 10_000
 

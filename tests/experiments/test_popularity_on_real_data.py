@@ -72,6 +72,7 @@ def test_popularity_equals_the_reference(name: str, tmp_path: Path, monkeypatch:
         source={"uri": str(DATA / name)},
         store={"uri": str(tmp_path / "store"), "scratch": str(tmp_path / "scratch")},
         time={"window_days": "all", "holdout_days": holdout_days},
+        privacy={"user_ids": "as_given"},
     )
     result = run_task("extract", settings, as_of)
     store = Store(settings.store.uri, settings.store.scratch)

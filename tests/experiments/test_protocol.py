@@ -124,8 +124,12 @@ def test_the_hold_out_by_hand(small, hold_out: HoldOut):
     # Tiers by streams of the window, 10 together: b1 has 0 before it (0/2 + 1 = 1), b2 has 5 (5/2 + 1 = 3),
     # b3 8 (8/2 + 1 = 5), b6 9 (5); the unstreamed are in tier 5.
     assert list(hold_out.tier) == [1, 3, 5, 5, 5, 5, 5, 5]
-    tail = [titles(row > 0) for row in hold_out.panel_relevant("full", tail=True).toarray()]
+    tail = [titles(row > 0) for row in hold_out.panel_relevant("full", "tail").toarray()]
     assert tail == [{"b2"}, {"b4"}, {"b6"}, {"b7", "b8"}, set()]
+    # New: published by the split and never streamed before it.
+    assert titles(hold_out.candidates["new"]) == {"b4", "b7"}
+    new = [titles(row > 0) for row in hold_out.panel_relevant("full", "unstreamed").toarray()]
+    assert new == [set(), {"b4"}, set(), {"b7"}, set()]
 
 
 def test_ranks_by_hand(hold_out: HoldOut):
@@ -140,8 +144,13 @@ def test_ranks_by_hand(hold_out: HoldOut):
     assert list(judgement.ranks["known"]) == [1, -1, 4, 5, 1]
     assert list(judgement.ranks["full"]) == [1, 4, 5, 0, 1]
     # Tail: u5's only title is b1, of tier 1, so u5 is left out; the lists are the same.
-    assert list(judgement.tail_ranks["known"]) == [1, -1, 4, 5, -1]
-    assert list(judgement.tail_ranks["full"]) == [1, 4, 5, 0, -1]
+    assert list(judgement.sliced["tail"]["known"]) == [1, -1, 4, 5, -1]
+    assert list(judgement.sliced["tail"]["full"]) == [1, 4, 5, 0, -1]
+    assert list(judgement.sliced["tier_1"]["full"]) == [-1, -1, -1, -1, 1]
+    assert list(judgement.sliced["tier_3"]["full"]) == [1, -1, -1, -1, -1]
+    # New titles: b4 is fourth and b7 beyond the depth among all, first and second among themselves.
+    assert list(judgement.sliced["unstreamed"]["full"]) == [-1, 4, -1, 0, -1]
+    assert list(judgement.ranks["new"]) == [-1, 1, -1, 2, -1]
 
 
 def test_figures_by_hand(hold_out: HoldOut):
@@ -226,7 +235,7 @@ def test_a_perfect_ranker_scores_one_everywhere(larger: HoldOut):
     assert len(larger.users) > 100 and set(larger.segment) == {"warm", "cold", "none"}
     for panel in protocol.PANELS:
         judged = judgement.ranks[panel][judgement.ranks[panel] >= 0]
-        assert len(judged) > 100 and (judged == 1).all()
+        assert len(judged) > (0 if panel == "new" else 100) and (judged == 1).all()
     table = summarise(larger, {"perfect": judgement}, Evaluation(bootstrap=20), "perfect")
     figures = table[table["metric"].isin(["HR@10", "MRR"]) & (table["users"] > 0)]
     assert set(figures["value"]) == {1.0}
@@ -317,5 +326,5 @@ def test_evaluate_wrote_what_the_protocol_says(tiny_chain: Chain, larger: HoldOu
         for panel in protocol.PANELS:
             own = ranks[(ranks["model"] == model) & (ranks["panel"] == panel)]
             assert list(own["rank"]) == list(expected.ranks[panel])
-            assert list(own["tail_rank"]) == list(expected.tail_ranks[panel])
+            assert list(own["tail_rank"]) == list(expected.sliced["tail"][panel])
             assert list(own["user_id"]) == list(extract.users["user_id"].iloc[larger.users])

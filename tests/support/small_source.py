@@ -139,6 +139,8 @@ def settings_for(uri: Path, work: Path, **groups: Any) -> Settings:
     return load_settings(
         source={"uri": str(uri), **groups.pop("source", {})},
         store={"uri": str(work / "store"), "scratch": str(work / "scratch")},
+        # Ids stay readable in what tests compare; test_pseudonyms.py is about those that are not.
+        privacy={"user_ids": "as_given", "key_file": str(work / "key"), **groups.pop("privacy", {})},
         time={"window_days": 20, "holdout_days": 5, "target_days": 5, **groups.pop("time", {})},
         **groups,
     )
