@@ -151,6 +151,9 @@ class Privacy(Group):
         ".audiorec/secrets/user-ids.key",
         "file with the key of the pseudonyms, made when there is none; keep it outside the store, and keep it",
     )
+    purge_days: int = setting(
+        30, "after a user is forgotten, stored versions that held the user are collected", unit="days", ge=0
+    )
 
 
 # --- what ----------------------------------------------------------------------------------------------

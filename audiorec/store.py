@@ -156,6 +156,10 @@ class Store:
             )
         return manifest
 
+    def datasets(self) -> list[str]:
+        """Sorted names of the folders below the root; one of records has no versions."""
+        return [name for name in self._children(self.root) if not name.startswith(".")]
+
     def keys(self, dataset: str) -> list[str]:
         """Sorted keys (dates, days, …) that a dataset has folders for."""
         return self._children(f"{self.root}/{dataset}")
@@ -174,7 +178,10 @@ class Store:
             listed = self.fs.ls(folder, detail=False)
         except (FileNotFoundError, NotADirectoryError):
             return []
-        return sorted(name.rstrip("/").rsplit("/", 1)[-1] for name in listed)
+        # Asked for a file, fsspec lists the file itself: it has no children.
+        return sorted(
+            name.rstrip("/").rsplit("/", 1)[-1] for name in listed if name.rstrip("/") != folder.rstrip("/")
+        )
 
     def open(self, manifest: Manifest, name: str) -> Path:
         """A local path of one file, its hash checked now.
@@ -320,6 +327,21 @@ class Store:
             return bytes(self.fs.cat_file(f"{self.root}/{name}"))
         except FileNotFoundError:
             return None
+
+    # --- records: small files beside the datasets, each made once and never replaced
+
+    def add_record(self, folder: str, name: str, data: bytes) -> bool:
+        """Make a file below the root in one step; False if there is one of that name, which stays."""
+        self.fs.makedirs(f"{self.root}/{folder}", exist_ok=True)
+        return self._write(f"{self.root}/{folder}/{name}", data, replace=False)
+
+    def record_names(self, folder: str) -> list[str]:
+        """Sorted names of a folder's records."""
+        return [name for name in self._children(f"{self.root}/{folder}") if not name.startswith(".")]
+
+    def read_record(self, folder: str, name: str) -> bytes:
+        """A record's bytes; FileNotFoundError if there is none."""
+        return bytes(self.fs.cat_file(f"{self.root}/{folder}/{name}"))
 
     def _put(self, folder: str, name: str, path: Path) -> StoredFile:
         sha = sha256_of(path)
