@@ -19,6 +19,7 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Iterator, Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
@@ -182,6 +183,12 @@ class Store:
         return sorted(
             name.rstrip("/").rsplit("/", 1)[-1] for name in listed if name.rstrip("/") != folder.rstrip("/")
         )
+
+    def written_at(self, manifest: Manifest) -> datetime:
+        """When a version was committed, by the clock of the place where it lies."""
+        folder = self.folder(manifest.dataset, manifest.key, manifest.fingerprint)
+        moment: datetime = self.fs.modified(f"{folder}/{MANIFEST}")
+        return moment
 
     def open(self, manifest: Manifest, name: str) -> Path:
         """A local path of one file, its hash checked now.
