@@ -17,6 +17,14 @@ def pointer_name(model: str) -> str:
     return f"champion-{model}.json"
 
 
+def pointer_models(store: Store) -> list[str]:
+    """The registered models that have a pointer in a store."""
+    found = [
+        name for name in store.record_names("") if name.startswith("champion-") and name.endswith(".json")
+    ]
+    return [name.removeprefix("champion-").removesuffix(".json") for name in found]
+
+
 def describe(as_of: date, manifests: dict[str, Manifest]) -> dict[str, Any]:
     """What `release.json` says: the manifests that make a version, each with the hash of its bytes."""
     return {

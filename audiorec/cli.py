@@ -8,65 +8,27 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
+from audiorec import release_cli
 from audiorec.chain import CHAIN
-from audiorec.errors import AudiorecError, ExitCode
-from audiorec.settings import SETTINGS_VARIABLE, Settings, load_settings
+from audiorec.errors import ExitCode
+from audiorec.settings import SETTINGS_VARIABLE, Settings
+from audiorec.terminal import AsOf, Profile, SettingsFile, console, errors, plain_errors, settings_of
 
 app = typer.Typer(
     help="Audiobook recommendations with 2T-HGNN, as an Airflow workflow.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-# In a log there is no window to fit: a fixed width keeps tables whole.
-console = Console(width=None if sys.stdout.isatty() else 118)
-errors = Console(stderr=True)
-
 DAG_ID = "audiobook_recommender"
 DEMO_MODEL = "audiobook_recommender_demo"
-
-SettingsFile = Annotated[
-    Path | None,
-    typer.Option("--settings", help=f"TOML file of settings (default: the variable {SETTINGS_VARIABLE})."),
-]
-Profile = Annotated[str | None, typer.Option(help="Amount of work: smoke, standard or full.")]
-AsOf = Annotated[datetime, typer.Option("--as-of", formats=["%Y-%m-%d"], help="Last day of data, UTC.")]
-
-
-@contextmanager
-def _plain_errors() -> Iterator[None]:
-    """Expected failures end with their message and exit code; a traceback would only hide them."""
-    from audiorec.stack.client import AirflowError
-    from audiorec.stack.layout import StackError
-
-    try:
-        yield
-    except AudiorecError as error:
-        errors.print(f"[red]{type(error).__name__}:[/red] ", end="")
-        errors.print(str(error), markup=False, highlight=False, soft_wrap=True)
-        raise typer.Exit(int(error.exit_code)) from None
-    except (StackError, AirflowError, TimeoutError) as error:
-        errors.print("[red]cannot go on:[/red] ", end="")
-        errors.print(str(error), markup=False, highlight=False, soft_wrap=True)
-        raise typer.Exit(1) from None
-
-
-def _settings(path: Path | None, profile: str | None = None, **overrides: Any) -> Settings:
-    settings = load_settings(path, profile, **overrides)
-    if "mlflow" not in overrides:
-        from audiorec.stack.layout import mlflow_address
-
-        settings = load_settings(path, profile, **overrides, mlflow={"uri": mlflow_address(settings)})
-    return settings
+release_cli.register(app)
 
 
 def _yesterday() -> date:
@@ -76,14 +38,14 @@ def _yesterday() -> date:
 @app.command()
 def demo(profile: Profile = "standard", settings_file: SettingsFile = None) -> None:
     """Sample tables, Airflow and MLflow, one real run of the DAG, recommendations. The services stay up."""
-    with _plain_errors():
+    with plain_errors():
         from audiorec.simulator import preset, write_source_tables
         from audiorec.stack.control import status as stack_status
         from audiorec.stack.preflight import preflight
 
         # The demo's champion must never be compared with one of your own tables: it is another registered model.
         os.environ.setdefault("AUDIOREC_RELEASE__MODEL_NAME", DEMO_MODEL)
-        settings = _settings(settings_file)
+        settings = settings_of(settings_file)
         if not stack_status(settings).running:
             preflight(settings)
         as_of = _yesterday()
@@ -108,11 +70,11 @@ def run(
     settings_file: SettingsFile = None,
 ) -> None:
     """Run the DAG for one date on your own tables, through Airflow; starts the services if they are down."""
-    with _plain_errors():
+    with plain_errors():
         overrides: dict[str, Any] = {}
         if source is not None:
             overrides["source"] = {"uri": source}
-        settings = _settings(settings_file, profile, **overrides)
+        settings = settings_of(settings_file, profile, **overrides)
         params = {"profile": profile, "force": force, "promote": promote}
         _run(
             settings, settings_file, as_of.date(), {k: v for k, v in params.items() if v is not None}, step=1
@@ -203,13 +165,13 @@ def status(
     settings_file: SettingsFile = None,
 ) -> None:
     """Services, the champion, and per date and task: done, stale (with other inputs, settings or code) or missing."""
-    with _plain_errors():
+    with plain_errors():
         from audiorec.champion import read_pointer
         from audiorec.runner import Resolver
         from audiorec.stack import control
         from audiorec.store import Store
 
-        settings = _settings(settings_file)
+        settings = settings_of(settings_file)
         state = control.status(settings)
         parts = (
             ", ".join(f"{name} {word}" for name, word in state.services.items())
@@ -268,7 +230,7 @@ def generate(
     ] = None,
 ) -> None:
     """Write seeded sample source tables."""
-    with _plain_errors():
+    with plain_errors():
         from audiorec.simulator import sized, write_source_tables
         from audiorec.simulator.truth import truth_of
 
@@ -297,11 +259,11 @@ def recommend(
     user_id: str, k: Annotated[int, typer.Option(min=1, max=100)] = 10, settings_file: SettingsFile = None
 ) -> None:
     """Audiobooks for one user, with reasons, from the champion."""
-    with _plain_errors():
+    with plain_errors():
         from audiorec.demo import recommendation_table
         from audiorec.recommend import Recommender
 
-        recommender = Recommender.champion(_settings(settings_file))
+        recommender = Recommender.champion(settings_of(settings_file))
         caption = (
             f"{user_id} ({recommender.about(user_id)}), version {recommender.version} of {recommender.as_of}"
         )
@@ -317,11 +279,11 @@ def results(
     settings_file: SettingsFile = None,
 ) -> None:
     """Write the figures of a date's `evaluate` as a page with its command, commit, seeds and machine."""
-    with _plain_errors():
+    with plain_errors():
         from audiorec.experiments.publish import publish
 
         overrides = {} if source is None else {"source": {"uri": source}}
-        settings = _settings(settings_file, profile, **overrides)
+        settings = settings_of(settings_file, profile, **overrides)
         page = publish(settings, as_of.date(), out, settings_file)
         console.print(f"written: {page}", highlight=False)
 
@@ -346,7 +308,7 @@ def experiment(
     settings_file: SettingsFile = None,
 ) -> None:
     """A table of the paper on your own tables: every system and rival, judged alike. Finished cells are not run again."""
-    with _plain_errors():
+    with plain_errors():
         from audiorec.experiments.command import check_page, run_experiment
         from audiorec.experiments.command import describe as described
 
@@ -366,10 +328,10 @@ def experiment(
 @app.command()
 def up(settings_file: SettingsFile = None) -> None:
     """Start Airflow and MLflow on this machine."""
-    with _plain_errors():
+    with plain_errors():
         from audiorec.stack import control, layout
 
-        settings = _settings(settings_file)
+        settings = settings_of(settings_file)
         state = control.start(settings, settings_file=settings_file)
         login = layout.login(settings)
         console.print(
@@ -381,10 +343,10 @@ def up(settings_file: SettingsFile = None) -> None:
 @app.command()
 def down(settings_file: SettingsFile = None) -> None:
     """End the services that were started here."""
-    with _plain_errors():
+    with plain_errors():
         from audiorec.stack import control
 
-        control.stop(_settings(settings_file))
+        control.stop(settings_of(settings_file))
 
 
 @app.command()
@@ -407,7 +369,7 @@ def doctor(settings_file: SettingsFile = None) -> None:
     held: dict[str, Settings] = {}
 
     def read() -> str:
-        held["settings"] = _settings(settings_file)
+        held["settings"] = settings_of(settings_file)
         return str(settings_file or os.environ.get(SETTINGS_VARIABLE) or "defaults")
 
     check("settings", read)

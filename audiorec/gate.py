@@ -11,7 +11,7 @@ from datetime import date
 from statistics import median
 from typing import Literal
 
-from audiorec.settings import PromotePolicy, Release
+from audiorec.settings import PromoteWord, Release
 from models.metrics import Interval
 
 RunType = Literal["manual", "scheduled", "backfill"]
@@ -56,7 +56,7 @@ def decide(
     promoted_hit_rates: Sequence[float],
     settings: Release,
     *,
-    policy: PromotePolicy,
+    policy: PromoteWord,
     run_type: RunType,
     hold: str | None = None,
 ) -> Verdict:
@@ -66,14 +66,15 @@ def decide(
         promoted_hit_rates: HR@10 of the newest promoted versions of earlier dates, newest first.
         hold: who holds the alias and why, or None.
 
-    `force` overrides the comparison, the history and a hold, never a failed sanity check, and never moves the
-    champion back in data time (that is what a rollback is for).
+    `force` overrides the comparison and the history; `override_hold` a hold as well. Neither overrides a failed sanity
+    check, and neither moves the champion back in data time (that is what a rollback is for).
     """
     if candidate.insane:
         return Verdict(False, "refused", [f"sanity check failed: {finding}" for finding in candidate.insane])
     if policy == "never":
         return Verdict(False, "registered", ["promote is `never`"])
-    if run_type == "backfill" and policy != "force":
+    asked = policy in ("force", "override_hold")
+    if run_type == "backfill" and not asked:
         return Verdict(
             False,
             "registered",
@@ -87,10 +88,11 @@ def decide(
                 f"the champion (version {champion.version}, {champion.as_of}) is not of an earlier date; to go back use a rollback"
             ],
         )
-    if policy == "force":
-        return Verdict(True, "promoted", ["forced"])
-    if hold:
-        return Verdict(False, "registered", [f"the alias is held: {hold}"])
+    if hold and policy != "override_hold":
+        more = "; `promote = override_hold` would promote it all the same" if policy == "force" else ""
+        return Verdict(False, "registered", [f"the alias is held: {hold}{more}"])
+    if asked:
+        return Verdict(True, "promoted", [f"forced, over the hold of {hold}" if hold else "forced"])
     against: list[str] = []
     for_it: list[str] = []
     earlier = list(promoted_hit_rates)[: settings.history]

@@ -14,6 +14,7 @@ import contextlib
 import ctypes
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -31,7 +32,7 @@ from typing import IO, Any
 import psutil
 
 from audiorec.errors import ExitCode
-from audiorec.settings import SETTINGS_VARIABLE, Settings, TaskResources
+from audiorec.settings import HOLD_DAYS, SETTINGS_VARIABLE, Settings, TaskResources
 
 Emit = Callable[[str], None]
 
@@ -47,6 +48,9 @@ RESULT_VARIABLE = "AUDIOREC_RESULT"
 PROGRESS_VARIABLE = "AUDIOREC_PROGRESS"
 READINESS = TaskResources(memory_mb=2_000, threads=1, timeout_minutes=10)
 """Limits of the look at the source tables, which has no entry of its own in the settings."""
+
+ROLLBACK = TaskResources(memory_mb=2_000, threads=1, timeout_minutes=10)
+"""Limits of a rollback; it hashes the files of one version and asks MLflow a dozen things."""
 
 PR_SET_PDEATHSIG = 1
 MIB = 1024 * 1024
@@ -473,6 +477,7 @@ def task_command(
     promote: str | None = None,
     extract: str | None = None,
     run_type: str = "manual",
+    by: str | None = None,
 ) -> list[str]:
     """The command line of a task, as anyone can type it."""
     command = [sys.executable, "-X", "faulthandler", "-m", f"tasks.{task}", "--as-of", as_of.isoformat()]
@@ -484,6 +489,8 @@ def task_command(
         command += ["--promote", promote]
     if extract is not None:
         command += ["--extract", extract]
+    if by:
+        command += ["--by", by]
     return [*command, "--run-type", run_type]
 
 
@@ -503,6 +510,7 @@ def run_task(
     promote: str | None = None,
     extract: str | None = None,
     run_type: str = "manual",
+    by: str | None = None,
     emit: Emit = print_line,
 ) -> TaskResult:
     """Run one task of the chain for one date and return what it says.
@@ -513,6 +521,7 @@ def run_task(
         extract: fingerprint of the extract to build on, so that all tasks of a run see one snapshot of the
             source; by default the source as it is now.
         run_type: manual, scheduled or backfill; anything else Airflow knows counts as manual.
+        by: who asked for the run, for the history of releases.
 
     Raises:
         FinalFailure, RetryableFailure: how it failed, with everything a person needs.
@@ -520,17 +529,75 @@ def run_task(
     resources = settings.resources[task]
     run_type = run_type if run_type in {"scheduled", "backfill"} else "manual"
     command = task_command(
-        task, as_of, profile=profile, force=force, promote=promote, extract=extract, run_type=run_type
+        task,
+        as_of,
+        profile=profile,
+        force=force,
+        promote=promote,
+        extract=extract,
+        run_type=run_type,
+        by=by,
     )
     progress = progress_file(settings, as_of, task)
     progress.parent.mkdir(parents=True, exist_ok=True)
     progress.unlink(missing_ok=True)
+    try:
+        return _run_command(
+            command, task, as_of, resources, settings, settings_file, emit, {PROGRESS_VARIABLE: str(progress)}
+        )
+    finally:
+        progress.unlink(missing_ok=True)
+
+
+def run_rollback(
+    settings: Settings,
+    *,
+    reason: str,
+    to: str | None = None,
+    hold_days: float = HOLD_DAYS,
+    who: str = "",
+    request: str = "",
+    settings_file: str | Path | None = None,
+    emit: Emit = print_line,
+) -> TaskResult:
+    """Roll the champion back (`python -m audiorec.release rollback`); the result's verdict says from where to where.
+
+    Args:
+        to: number of the version to go back to; by default the last good one.
+        request: the same request, asked again, does nothing more.
+
+    Raises:
+        FinalFailure, RetryableFailure: how it failed, with everything a person needs.
+    """
+    command = [sys.executable, "-X", "faulthandler", "-m", "audiorec.release", "rollback"]
+    values = {
+        "--to": to,
+        "--reason": reason,
+        "--hold-days": f"{hold_days:g}",
+        "--who": who,
+        "--request": request,
+    }
+    # One word each, with `=`: a reason that begins with a dash is no option.
+    command += [f"{name}={value}" for name, value in values.items() if value]
+    return _run_command(command, "rollback", None, ROLLBACK, settings, settings_file, emit, {})
+
+
+def _run_command(
+    command: list[str],
+    task: str,
+    as_of: date | None,
+    resources: TaskResources,
+    settings: Settings,
+    settings_file: str | Path | None,
+    emit: Emit,
+    variables: Mapping[str, str],
+) -> TaskResult:
+    """Run a command that writes its result to the file that AUDIOREC_RESULT names, and return that."""
     with tempfile.TemporaryDirectory(prefix="audiorec-result-") as folder:
         result_file = Path(folder) / "result.json"
         environment = child_environment(resources, settings_file)
-        environment[RESULT_VARIABLE] = str(result_file)
-        environment[PROGRESS_VARIABLE] = str(progress)
-        emit("$ " + " ".join(["python", *command[1:]]))
+        environment |= {RESULT_VARIABLE: str(result_file), **variables}
+        emit("$ " + shlex.join(["python", *command[1:]]))
         outcome = supervise(
             command,
             environment=environment,
@@ -538,7 +605,6 @@ def run_task(
             timeout_seconds=resources.timeout_minutes * 60,
             emit=emit,
         )
-        progress.unlink(missing_ok=True)
         text = result_file.read_text(encoding="utf-8") if result_file.exists() else ""
     failure = explain(task, as_of, outcome, resources, settings.alerts.runbook_base)
     if failure is not None:

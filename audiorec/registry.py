@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import date
+from dataclasses import asdict, dataclass
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,36 @@ class Version:
     def release(self) -> dict[str, Any]:
         """The content of `release.json`: manifests by task."""
         return dict(json.loads(self.tags["release"]))
+
+
+@dataclass(frozen=True)
+class Hold:
+    """Nothing may become champion: who says so, why, since when and until when (None: until it is taken back)."""
+
+    who: str
+    why: str
+    since: datetime
+    until: datetime | None
+
+    def line(self) -> str:
+        """As a verdict or a person's terminal names it."""
+        end = f"until {self.until:%Y-%m-%d %H:%M} UTC" if self.until else "until it is taken back"
+        return f"{self.who}: {self.why}, {end}"
+
+    def to_tag(self) -> str:
+        """As MLflow keeps it."""
+        plain = {name: str(value) if value else None for name, value in asdict(self).items()}
+        return json.dumps(plain, ensure_ascii=False)
+
+    @classmethod
+    def from_tag(cls, text: str) -> Hold:
+        """From the tag; words that a person typed into MLflow are a hold without an end."""
+        try:
+            plain = json.loads(text)
+            until = datetime.fromisoformat(plain["until"]) if plain["until"] else None
+            return cls(str(plain["who"]), str(plain["why"]), datetime.fromisoformat(plain["since"]), until)
+        except (ValueError, KeyError, TypeError):
+            return cls("by hand", text, datetime.fromtimestamp(0, UTC), None)
 
 
 class Registry:
@@ -141,17 +171,50 @@ class Registry:
             )
         return _version(entry)
 
-    def hold(self) -> str | None:
-        """Who holds the alias and why, or None."""
+    def get(self, number: str) -> Version | None:
+        """The version of this number, None if there is none that `promote` made."""
+        return next((version for version in self.versions() if version.number == number), None)
+
+    def hold(self, now: datetime | None = None) -> Hold | None:
+        """The hold on `champion` that has not ended, or None."""
         from mlflow.exceptions import RestException
 
         try:
-            return self._call(self._client.get_registered_model, self.name).tags.get("hold") or None
+            text = self._call(self._client.get_registered_model, self.name).tags.get("hold")
         except RestException as error:
             # Any other answer is no answer: a hold that cannot be read must not count as none.
             if error.error_code != _NOT_THERE:
                 raise
             return None
+        found = Hold.from_tag(text) if text else None
+        if found is None or (found.until is not None and found.until <= (now or datetime.now(UTC))):
+            return None
+        return found
+
+    def set_hold(self, hold: Hold | None) -> None:
+        """Set the hold, or take it back.
+
+        Raises:
+            BadSettings: no version was ever registered, so there is nothing to hold.
+        """
+        from mlflow.exceptions import RestException
+
+        try:
+            # Emptied rather than deleted: a deletion that is tried again after a lost answer would be refused.
+            text = hold.to_tag() if hold else ""
+            self._call(self._client.set_registered_model_tag, self.name, "hold", text)
+        except RestException as error:
+            if error.error_code != _NOT_THERE:
+                raise
+            raise BadSettings(
+                f"MLflow has no registered model {self.name!r} (release.model_name) yet; run the chain first"
+            ) from None
+
+    def reject(self, version: Version, who: str, why: str, at: datetime) -> None:
+        """Mark a version as never eligible again; the mark itself first."""
+        tags = {"rejected": "true", "rejected_by": who, "rejected_why": why[:5000], "rejected_at": str(at)}
+        for key, value in tags.items():
+            self._call(self._client.set_model_version_tag, self.name, version.number, key, value)
 
     def register(
         self,
@@ -206,9 +269,47 @@ class Registry:
         for key, value in {**tags, "policy": policy, "run_type": run_type, "verdict": verdict[:5000]}.items():
             self._call(self._client.set_model_version_tag, self.name, version.number, key, value)
 
-    def point(self, alias: str, version: Version) -> None:
-        """Move an alias."""
-        self._call(self._client.set_registered_model_alias, self.name, alias, version.number)
+    def point(self, alias: str, version: Version | None) -> None:
+        """Move an alias, or take it away. Only `audiorec/release.py` calls this: it keeps the record."""
+        if version is None:
+            self._call(self._client.delete_registered_model_alias, self.name, alias)
+        else:
+            self._call(self._client.set_registered_model_alias, self.name, alias, version.number)
+
+
+def releases_to_keep(settings: Settings, oldest: date) -> list[dict[str, Any]]:
+    """Releases that an alias points to, or that were promoted and are of `oldest` or later, of all registered models.
+
+    Models of other tables may share the store, so all of those that `promote` made count, not only the settings' own.
+
+    Raises:
+        Unavailable: MLflow does not answer.
+    """
+    registry = Registry(settings)
+    kept = []
+    token = None
+    while True:
+        page = registry._call(registry._client.search_registered_models, max_results=200, page_token=token)
+        for model in page:
+            aliased = {str(number) for number in dict(model.aliases).values()}
+            other = registry if model.name == registry.name else Registry(_named(settings, model.name))
+            kept += [
+                version.release
+                for version in other.versions()
+                if "release" in version.tags
+                and (
+                    version.number in aliased
+                    or (version.promoted and not version.rejected and version.as_of >= oldest)
+                )
+            ]
+        token = page.token
+        if not token:
+            return kept
+
+
+def _named(settings: Settings, model: str) -> Settings:
+    release = settings.release.model_copy(update={"model_name": model})
+    return settings.model_copy(update={"release": release})
 
 
 def _version(entry: Any) -> Version:

@@ -21,7 +21,7 @@ from typing import Any
 from audiorec.chain import TASKS
 from audiorec.errors import AudiorecError, BadData, BadSettings, ExitCode
 from audiorec.fingerprint import code_fingerprint, fingerprint
-from audiorec.settings import PROFILES, Settings, load_settings
+from audiorec.settings import PROFILES, PROMOTE_WORDS, Settings, load_settings
 from audiorec.store import Manifest, Store
 from audiorec.taskio import Inputs, Output
 
@@ -109,7 +109,7 @@ def run_task(
     spec = TASKS[name]
     own = resolver.fingerprint(name)
     state, links, notes, verdict = "up_to_date", {}, [], None
-    with resolver.store.lease(name, resolver.key, own):
+    with resolver.store.in_use(), resolver.store.lease(name, resolver.key, own):
         # With force what is there is not even read: it may be what has to be mended.
         manifest = None if force else resolver.manifest(name)
         if manifest is None or name == "promote":
@@ -139,6 +139,7 @@ def run_task(
             state, links, notes = out.run.get("state", "done"), out.links, out.notes
             verdict = out.run.get("verdict")
         else:
+            resolver.store.mark_used(manifest)
             links = _stored_links(resolver.store, manifest)
     facts = dict(manifest.facts)
     return {
@@ -183,7 +184,8 @@ def parse_arguments(name: str, arguments: list[str] | None = None) -> argparse.N
     parser.add_argument(
         "--extract", default=None, help="fingerprint of the extract to build on (default: the source now)"
     )
-    parser.add_argument("--promote", choices=("fresh", "never", "if_better", "force"), default=None)
+    parser.add_argument("--promote", choices=PROMOTE_WORDS, default=None)
+    parser.add_argument("--by", default="", help="who asked for it, for the history of releases")
     parser.add_argument("--run-type", choices=("manual", "scheduled", "backfill"), default="manual")
     return parser.parse_args(arguments)
 
@@ -199,7 +201,11 @@ def main(name: str, arguments: list[str] | None = None) -> None:
             given.as_of,
             force=given.force,
             extract=given.extract,
-            options={"promote": given.promote or settings.release.policy, "run_type": given.run_type},
+            options={
+                "promote": given.promote or settings.release.policy,
+                "run_type": given.run_type,
+                "by": given.by,
+            },
         )
         target = os.environ.get(RESULT_VARIABLE)
         if target:

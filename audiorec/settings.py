@@ -30,6 +30,11 @@ Origin = Literal["paper", "measured", "choice"]
 Profile = Literal["smoke", "standard", "full"]
 Recipe = Literal["default", "paper"]
 PromotePolicy = Literal["fresh", "never", "if_better", "force"]
+PromoteWord = Literal[PromotePolicy, "override_hold"]
+"""What a run may ask for; no settings file may ask to override a hold, since it would do so every day."""
+PROMOTE_WORDS: tuple[str, ...] = get_args(PromoteWord)
+HOLD_DAYS = 7
+"""How long a rollback keeps the daily run from promoting: a weekend and the days to find what was wrong. A choice."""
 
 WHERE = frozenset({"source", "store", "mlflow", "alerts", "services", "resources", "duckdb", "privacy"})
 PRESETS = Path(__file__).parent / "presets"
@@ -82,6 +87,12 @@ class Source(Group):
 
 class StoreSettings(Group):
     uri: str = setting(".audiorec/store", "where manifests and their files live (any fsspec URL)")
+    retention_days: int = setting(
+        90,
+        "days that `audiorec gc` keeps what was last made or used, and what promoted versions of that age need",
+        unit="days",
+        gt=0,
+    )
     checkpoint_seconds: float = setting(20.0, "pause between two checkpoints of a training", unit="s", gt=0)
     scratch: str = setting(
         ".audiorec/scratch", "local folder for files being written, leases and checkpoints"

@@ -12,14 +12,16 @@ a local file system can do better (rename, and a hard link that fails if the nam
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
 import shutil
 import tempfile
+import time
 import uuid
 from collections.abc import Iterator, Mapping
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
@@ -158,8 +160,20 @@ class Store:
         return manifest
 
     def datasets(self) -> list[str]:
-        """Sorted names of the folders below the root; one of records has no versions."""
-        return [name for name in self._children(self.root) if not name.startswith(".")]
+        """Sorted names of the folders at the root: datasets, and the folders of records beside them."""
+        try:
+            listed = self.fs.ls(self.root, detail=True)
+        except FileNotFoundError:
+            return []
+        names = [
+            entry["name"].rstrip("/").rsplit("/", 1)[-1] for entry in listed if entry["type"] == "directory"
+        ]
+        return sorted(name for name in names if not name.startswith("."))
+
+    def modified(self, path: str) -> datetime:
+        """When a file or folder was last written, UTC."""
+        found: datetime = self.fs.modified(path)
+        return found if found.tzinfo else found.replace(tzinfo=UTC)
 
     def keys(self, dataset: str) -> list[str]:
         """Sorted keys (dates, days, …) that a dataset has folders for."""
@@ -184,11 +198,11 @@ class Store:
             name.rstrip("/").rsplit("/", 1)[-1] for name in listed if name.rstrip("/") != folder.rstrip("/")
         )
 
-    def written_at(self, manifest: Manifest) -> datetime:
-        """When a version was committed, by the clock of the place where it lies."""
-        folder = self.folder(manifest.dataset, manifest.key, manifest.fingerprint)
-        moment: datetime = self.fs.modified(f"{folder}/{MANIFEST}")
-        return moment
+    def used_at(self, manifest: Manifest) -> datetime:
+        """When a version was committed, or last found to be up to date (`mark_used`)."""
+        return self.modified(
+            f"{self.folder(manifest.dataset, manifest.key, manifest.fingerprint)}/{MANIFEST}"
+        )
 
     def open(self, manifest: Manifest, name: str) -> Path:
         """A local path of one file, its hash checked now.
@@ -335,6 +349,60 @@ class Store:
         except FileNotFoundError:
             return None
 
+    # --- keeping and removing
+
+    @contextlib.contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Work on the store, beside others who do; a removal (`alone`) on this machine waits meanwhile."""
+        with self._use_lock().open("wb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH)
+            yield
+
+    @contextlib.contextmanager
+    def alone(self, wait_seconds: float) -> Iterator[None]:
+        """Work on the store while no task of this machine does; tasks that start meanwhile wait.
+
+        Raises:
+            Busy: tasks were running all the time.
+        """
+        until = time.monotonic() + wait_seconds
+        with self._use_lock().open("wb") as lock:
+            while True:
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if time.monotonic() > until:
+                        raise Busy(
+                            f"tasks have been working on {self.root} for {wait_seconds:.0f} s; try again when no run is active"
+                        ) from None
+                    time.sleep(0.2)
+            yield
+
+    def _use_lock(self) -> Path:
+        folder = self.scratch / "leases"
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder / "store.lock"
+
+    def mark_used(self, manifest: Manifest) -> None:
+        """Remember that a result was found up to date, by its manifest's time, so that it counts as new.
+
+        An object store has no such thing; there a result's age counts from when it was made.
+        """
+        if self.is_local:
+            with contextlib.suppress(OSError):
+                os.utime(self.uri(manifest))
+
+    def remove(self, folder: str) -> None:
+        """Remove a version: its manifest first, so that nobody finds it while its files go."""
+        with contextlib.suppress(FileNotFoundError):
+            self.fs.rm_file(f"{folder}/{MANIFEST}")
+        with contextlib.suppress(FileNotFoundError):
+            self.fs.rm(folder, recursive=True)
+        if self.is_local:
+            with contextlib.suppress(OSError):  # others lie beside it
+                Path(folder).parent.rmdir()
+
     # --- records: small files beside the datasets, each made once and never replaced
 
     def add_record(self, folder: str, name: str, data: bytes) -> bool:
@@ -344,7 +412,8 @@ class Store:
 
     def record_names(self, folder: str) -> list[str]:
         """Sorted names of a folder's records."""
-        return [name for name in self._children(f"{self.root}/{folder}") if not name.startswith(".")]
+        listed = self._children(f"{self.root}/{folder}".rstrip("/"))
+        return [name for name in listed if not name.startswith(".")]
 
     def read_record(self, folder: str, name: str) -> bytes:
         """A record's bytes; FileNotFoundError if there is none."""

@@ -14,7 +14,6 @@ from typing import Any
 
 from airflow.sdk import (
     DAG,
-    Asset,
     BaseOperator,
     BaseOperatorLink,
     BaseSensorOperator,
@@ -35,14 +34,8 @@ from audiorec.errors import BadSettings
 from audiorec.oncall import callbacks
 from audiorec.oncall.pages import browsable, ui_address, with_runbooks
 from audiorec.oncall.receipt import NoReceipt, receipt, receipt_table
-from audiorec.settings import PROFILES, TaskResources, load_settings
-
-RELEASE = Asset(
-    name="audiobook_release",
-    uri="x-audiorec://release/audiobook_recommender",
-    group="audiobook_recommender",
-    extra={"registry": "MLflow registered model audiobook_recommender, alias champion"},
-)
+from audiorec.settings import PROFILES, PROMOTE_WORDS, TaskResources, load_settings
+from audiorec.stack.assets import RELEASE
 
 LINKS = {
     "validate": ("Data Docs",),
@@ -88,6 +81,7 @@ The first task, `resolve_as_of`, shows the date that the run took.
   task** with *Downstream*.
 - *Another date:* **Trigger**, with `as_of`. *Many dates:* **Trigger > Backfill**; leave `as_of` empty there.
 - *Build something again although nothing changed:* **Trigger** with `force`.
+- *What is served is bad:* the DAG **audiobook_rollback**, **Trigger**.
 
 Nothing here reads "the latest" of anything, so runs of several dates may overlap, in any order.
 """
@@ -202,13 +196,14 @@ PARAMS = {
     "promote": Param(
         None,
         type=["null", "string"],
-        enum=[None, "fresh", "if_better", "never", "force"],
+        enum=[None, *PROMOTE_WORDS],
         values_display={
             "null": "as in the settings file",
             "fresh": "fresh: promoted unless it is worse",
             "if_better": "if_better: only if it is better",
             "never": "never: registered only",
-            "force": "force: the alias moves",
+            "force": "force: the alias moves, unless it is held",
+            "override_hold": "override_hold: the alias moves, held or not",
         },
         title="Promote: what the gate does",
         description_md=(
@@ -314,6 +309,7 @@ class ChainTask(BaseOperator):
                 promote=params["promote"],
                 extract=(built_on or {}).get("fingerprint"),
                 run_type=RunFacts.from_dag_run(context["dag_run"]).run_type,
+                by=getattr(context["dag_run"], "triggering_user_name", None),
                 emit=self.say,
             )
         except launcher.TaskFailed as failure:

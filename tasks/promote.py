@@ -27,7 +27,8 @@ from audiorec.fingerprint import digest
 from audiorec.gate import Candidate, Champion, RunType, Verdict, decide
 from audiorec.judging import ArtistVectors, load_towers, make_builder, towers_ranker
 from audiorec.registry import CHALLENGER, CHAMPION, Registry, Version
-from audiorec.settings import Graph, Music, PromotePolicy, Settings, Text
+from audiorec.release import ReleaseControl, operator
+from audiorec.settings import Graph, Music, PromoteWord, Settings, Text
 from audiorec.store import Manifest
 from audiorec.taskio import Inputs, Output
 from models.metrics import Interval, hit_rate_at_k, paired_bootstrap_interval
@@ -44,8 +45,9 @@ def run(settings: Settings, inputs: Inputs, out: Output) -> Manifest:
         out.options.get("promote", settings.release.policy),
         out.options.get("run_type", "manual"),
     )
-    registry = Registry(settings)
-    with registry.exclusive():
+    control = ReleaseControl(settings)
+    registry = control.registry
+    with control.exclusive():
         there = registry.find(inputs.as_of, fingerprint)
         if there is not None and _keeps_its_verdict(there, policy, run_type, again=out.replace):
             serving = registry.alias(CHAMPION)
@@ -73,11 +75,12 @@ def run(settings: Settings, inputs: Inputs, out: Output) -> Manifest:
             ],
         )
         verdict = _judge(settings, inputs, registry, candidate, version, policy, run_type)
+        who = out.options.get("by") or ("the schedule" if run_type == "scheduled" else operator())
+        why = f"{run_type} run, promote = {policy}"
         if verdict.promoted:
-            registry.point(CHAMPION, version)
-            released.write_pointer(out.store, registry.name, version.number, release)
+            control.move(CHAMPION, version, "promote", who, why, verdict.line())
         elif run_type != "backfill" and not candidate.insane and not version.rejected:
-            registry.point(CHALLENGER, version)
+            control.move(CHALLENGER, version, "promote", who, why, verdict.line())
         registry.record_verdict(version, verdict.line(), policy, run_type, verdict.promoted)
     return _said(settings, registry, out, version, verdict.line(), fingerprint)
 
@@ -174,14 +177,15 @@ def _judge(
         for one in registry.versions()
         if one.promoted and not one.rejected and one.as_of < candidate.as_of
     ]
+    held = registry.hold()
     return decide(
         candidate,
         champion,
         history,
         settings.release,
-        policy=cast("PromotePolicy", policy),
+        policy=cast("PromoteWord", policy),
         run_type=cast("RunType", run_type),
-        hold=registry.hold(),
+        hold=held.line() if held else None,
     )
 
 

@@ -115,11 +115,11 @@ class StoreCollector(Collector):
 
 
 def newest(store: Store, task: str) -> Manifest | None:
-    """The result of the newest data date; of several of one date, the one that was written last."""
+    """The result of the newest data date; of several of one date, the one that was made or used last."""
     for key in reversed(store.keys(task)):
         versions = store.versions(task, key)
         if versions:
-            return max(versions, key=store.written_at)
+            return max(versions, key=store.used_at)
     return None
 
 

@@ -74,10 +74,31 @@ def test_a_run_by_hand_gives_every_task_its_date_and_params(run_dag):
     assert set(ran) == {"source_ready", *CHAIN}
     assert {as_of for as_of, _ in ran.values()} == {"2026-11-20"}
     common = {"profile": "smoke", "force": True, "promote": "never", "run_type": "manual"}
+    common["by"] = "dag_test"  # whoever triggered the run
     assert ran["extract"][1] == {**common, "extract": None}
     for task in CHAIN:
         if task != "extract":  # all see the snapshot that extract made
             assert ran[task][1] == {**common, "extract": "fp-extract"}
+
+
+def test_the_rollbacks_form_reaches_the_launcher_in_the_name_of_who_triggered_it(run_dag):
+    answer = run_dag(
+        """
+        def run_rollback(settings, *, emit, **options):
+            calls.append(["rollback", "", options])
+            return launcher.TaskResult("rollback", "2026-11-19", "done", None, None, verdict="rolled back")
+        launcher.run_rollback = run_rollback
+        dag = bag.dags["audiobook_rollback"]
+        run = dag.test(
+            logical_date=datetime(2026, 11, 24, 10, tzinfo=timezone.utc),
+            run_conf={"reason": "empty shelves", "version": "12", "hold_days": 2},
+        )
+        """
+    )
+    assert (answer["state"], answer["tasks"]) == ("success", {"rollback": "success"})
+    [[_, _, options]] = answer["calls"]
+    assert options.pop("request").startswith("audiobook_rollback/")
+    assert options == {"to": "12", "reason": "empty shelves", "hold_days": 2, "who": "dag_test (Airflow)"}
 
 
 def test_a_backfill_is_about_its_own_day_does_not_wait_and_needs_a_receipt(run_dag):

@@ -21,8 +21,8 @@ HEAVY = ["torch", "torch_geometric", "faiss", "mlflow", "duckdb", "great_expecta
 ALL_TASKS = {"resolve_as_of", "await_sources", *CHAIN, "receipt"}
 
 
-def test_there_is_exactly_this_dag_and_it_can_be_read(bag):
-    assert set(bag.dags) == {DAG_ID}
+def test_there_are_exactly_these_dags_and_they_can_be_read(bag):
+    assert set(bag.dags) == {DAG_ID, "audiobook_rollback"}
     assert bag.import_errors == {}
 
 
@@ -86,7 +86,7 @@ def test_params_are_typed_and_explained(dag):
         "as_of": ["2026-11-23", None],
         "profile": ["smoke", "standard", "full", None],
         "force": [True, False],
-        "promote": ["never", "fresh", "if_better", "force", None],
+        "promote": ["never", "fresh", "if_better", "force", "override_hold", None],
     }
     bad = {
         "as_of": ["yesterday", "2026-13-01", "20261123", 20261123, ""],
@@ -192,6 +192,36 @@ def test_what_was_released_is_an_asset(dag):
     assert [task.task_id for task in dag.tasks if task.outlets] == ["promote"]
 
 
+def test_the_rollback_is_ready_and_asks_why(bag):
+    from airflow.sdk.exceptions import ParamValidationError
+
+    from audiorec.oncall import callbacks
+
+    dag = bag.dags["audiobook_rollback"]
+    assert dag.is_paused_upon_creation is False  # a run of a paused DAG waits for ever
+    assert dag.max_active_runs == 1
+    assert dag.start_date == datetime(2000, 1, 1, tzinfo=UTC)
+    assert dag.on_failure_callback == callbacks.run_failed
+    (task,) = dag.tasks
+    assert list(task.on_failure_callback) == [callbacks.task_failed]
+    assert [asset.name for asset in task.outlets] == ["audiobook_release"]
+    good = {"reason": ["empty shelves"], "version": [None, "12"], "hold_days": [0, 0.5, 7]}
+    bad = {
+        "reason": ["", None, 3],
+        "version": ["", "0", "-1", "latest", 12, "1 2"],
+        "hold_days": [-1, "week", 400],
+    }
+    assert set(dag.params) == set(good)
+    assert not dag.params.get_param("reason").has_value  # nothing filled in is no rollback
+    for name in good:
+        param = dag.params.get_param(name)
+        for value in good[name]:
+            assert param.resolve(value) == value
+        for value in bad[name]:
+            with pytest.raises(ParamValidationError):
+                param.resolve(value)
+
+
 def test_it_survives_serialization(dag):
     """What the UI sees went through JSON."""
     from airflow.serialization.serialized_objects import DagSerialization
@@ -218,7 +248,7 @@ print("ANSWER", json.dumps([sorted(bag.dags), seconds, [m for m in {HEAVY} if m 
     )
     answer = next(line for line in done.stdout.splitlines() if line.startswith("ANSWER "))
     dags, seconds, heavy = json.loads(answer.removeprefix("ANSWER "))
-    assert dags == [DAG_ID]
+    assert dags == [DAG_ID, "audiobook_rollback"]
     assert heavy == []
     assert seconds < 1.0
 
@@ -235,7 +265,8 @@ assert all(task.execution_timeout for task in bag.dags[{DAG_ID!r}].tasks)
     subprocess.run([sys.executable, "-c", program], env=env, check=True, capture_output=True)
 
 
-def test_the_dag_file_holds_no_logic_of_tasks():
-    text = Path(ROOT / "dags" / f"{DAG_ID}.py").read_text(encoding="utf-8")
+@pytest.mark.parametrize("dag_id", [DAG_ID, "audiobook_rollback"])
+def test_the_dag_file_holds_no_logic_of_tasks(dag_id: str):
+    text = Path(ROOT / "dags" / f"{dag_id}.py").read_text(encoding="utf-8")
     for word in ("import duckdb", "import torch", "SELECT ", "subprocess", "os.environ"):
         assert word not in text

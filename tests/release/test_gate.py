@@ -75,7 +75,11 @@ def serving(difference: Interval | None = EQUAL, as_of: date = YESTERDAY) -> Cha
         ("if_better: no champion", judged(None, policy="if_better"), "promoted", "no champion yet"),
         ("force over worse", judged(serving(WORSE), policy="force"), "promoted", "forced"),
         ("force over history", judged(serving(), (0.9,), policy="force"), "promoted", "forced"),
-        ("force over a hold", judged(serving(), policy="force", hold="Ann: recall"), "promoted", "forced"),
+        ("force under a hold", judged(serving(), policy="force", hold="Ann: recall"), "registered", "Ann: recall; `promote = override_hold`"),
+        ("override_hold", judged(serving(), policy="override_hold", hold="Ann: recall"), "promoted", "forced, over the hold of Ann: recall"),
+        ("override_hold, no hold", judged(serving(WORSE), policy="override_hold"), "promoted", "forced"),
+        ("override_hold, same date", judged(serving(None, TODAY), policy="override_hold"), "registered", "use a rollback"),
+        ("sanity over override_hold", judged(serving(), policy="override_hold", insane=("NaN",)), "refused", "NaN"),
         ("force, same date", judged(serving(None, TODAY), policy="force"), "registered", "use a rollback"),
         ("sanity over force", judged(serving(BETTER), policy="force", insane=("NaN",)), "refused", "NaN"),
         ("sanity over never", judged(None, policy="never", insane=("NaN",)), "refused", "sanity check failed: NaN"),
@@ -133,7 +137,7 @@ RUNS = st.fixed_dictionaries(
         "insane": st.sampled_from([(), ("NaN",)]),
         "difference": st.none() | INTERVALS,
         "history": st.lists(st.floats(0, 1), max_size=20),
-        "policy": st.sampled_from(["fresh", "never", "if_better", "force"]),
+        "policy": st.sampled_from(["fresh", "never", "if_better", "force", "override_hold"]),
         "run_type": st.sampled_from(["manual", "scheduled", "backfill"]),
         "hold": st.none() | st.just("Ann: recall"),
     }
@@ -162,6 +166,6 @@ def test_the_champion_only_moves_forward_in_data_time(runs: list[dict[str, Any]]
             assert at is None or as_of > at
             assert not run["insane"]
             assert run["policy"] != "never"
-            assert run["hold"] is None or run["policy"] == "force"
-            assert run["run_type"] != "backfill" or run["policy"] == "force"
+            assert run["hold"] is None or run["policy"] == "override_hold"
+            assert run["run_type"] != "backfill" or run["policy"] in ("force", "override_hold")
             at = as_of

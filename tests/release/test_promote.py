@@ -25,8 +25,10 @@ from audiorec.errors import BadSettings, Corrupt
 from audiorec.experiments.protocol import make_hold_out
 from audiorec.features import FeatureBuilder, Vectors
 from audiorec.gate import Candidate
+from audiorec.history import VersionRef
 from audiorec.judging import ArtistVectors, load_towers
 from audiorec.registry import CHALLENGER, CHAMPION, Registry, Version
+from audiorec.release import ReleaseControl
 from audiorec.runner import main, run_task
 from audiorec.store import MANIFEST, Manifest, Store
 from audiorec.taskio import Inputs
@@ -270,6 +272,33 @@ def test_a_lost_or_damaged_pointer_is_mended_by_the_same_date(place: Place):
 
 
 @pytest.mark.usefixtures("same_figures")
+def test_the_next_daily_run_does_not_bring_back_what_was_rolled_back(place: Place):
+    """Neither while it is held nor afterwards, by no policy; who moved what, and who asked, is in the history."""
+    place.promote(0, run_type="scheduled")
+    place.promote(1, run_type="scheduled")
+    control = ReleaseControl(place.settings)
+    assert control.rollback(why="empty shelves", who="ann").after == VersionRef("1", "2026-11-20")
+    assert place.champion() == "2026-11-20"
+    # The same day cleared and run again, forced, and over the hold; then the day before.
+    for policy in ("fresh", "force", "override_hold"):
+        assert "rejected by a rollback" in place.promote(1, policy=policy, force=True)["verdict"]
+    assert place.promote(0, run_type="scheduled")["state"] == "up_to_date"
+    assert place.champion() == "2026-11-20"
+    control.release_hold(why="mended", who="ann")
+    assert "rejected by a rollback" in place.promote(1, run_type="scheduled", force=True)["verdict"]
+    assert place.champion() == "2026-11-20"
+    assert place.at(CHALLENGER) is None
+    entries = [recorded.entry for recorded in control.history.newest_first()]
+    assert [(entry.action, entry.who) for entry in entries] == [
+        ("release_hold", "ann"),
+        ("rollback", "ann"),
+        ("promote", "the schedule"),
+        ("promote", "the schedule"),
+    ]
+    assert entries[2].verdict.startswith("promoted: ")
+
+
+@pytest.mark.usefixtures("same_figures")
 def test_a_rejected_version_never_gets_an_alias(place: Place, mlflow_client: MlflowClient):
     place.promote(0, policy="never")
     mlflow_client.set_model_version_tag(place.registry.name, "1", "rejected", "true")
@@ -318,7 +347,9 @@ def test_a_hold_is_respected_until_it_ends(place: Place, mlflow_client: MlflowCl
     mlflow_client.create_registered_model(place.registry.name)
     mlflow_client.set_registered_model_tag(place.registry.name, "hold", "Ann: recall, until Friday")
     held = place.promote(0)
-    assert held["verdict"] == "version 1 registered: the alias is held: Ann: recall, until Friday"
+    assert held["verdict"].startswith(
+        "version 1 registered: the alias is held: by hand: Ann: recall, until Friday"
+    )
     assert place.champion() is None
     challenger = place.at(CHALLENGER)
     assert challenger is not None

@@ -6,7 +6,7 @@ import json
 import threading
 import time
 from collections.abc import Iterator
-from datetime import date
+from datetime import UTC, date, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException, RestException
 
 from audiorec.errors import BadSettings, Busy, ExitCode, Unavailable
-from audiorec.registry import CHALLENGER, CHAMPION, Registry, Version
+from audiorec.registry import CHALLENGER, CHAMPION, Hold, Registry, Version
 from audiorec.settings import load_settings
 
 DAY, NEXT_DAY = date(2026, 11, 22), date(2026, 11, 23)
@@ -136,8 +136,41 @@ def test_a_hold_is_read_from_the_model(registry: Registry, mlflow_client: Mlflow
     assert registry.hold() is None
     register(registry, DAY, "aa", tmp_path)
     assert registry.hold() is None
-    mlflow_client.set_registered_model_tag(registry.name, "hold", "Ann: recall, until 2026-12-01")
-    assert registry.hold() == "Ann: recall, until 2026-12-01"
+    # Words that somebody typed into MLflow hold, too, and have no end.
+    mlflow_client.set_registered_model_tag(registry.name, "hold", "Ann: recall")
+    held = registry.hold()
+    assert held is not None
+    assert (held.who, held.why, held.until) == ("by hand", "Ann: recall", None)
+    end = datetime(2026, 12, 1, 12, tzinfo=UTC)
+    made = Hold("ann@laptop", 'recall "dropped", ö', end - timedelta(days=7), end)
+    registry.set_hold(made)
+    assert registry.hold(end - timedelta(seconds=1)) == made
+    assert registry.hold(end) is None
+    assert made.line() == 'ann@laptop: recall "dropped", ö, until 2026-12-01 12:00 UTC'
+    for _ in range(2):  # also when the first answer was lost
+        registry.set_hold(None)
+        assert registry.hold() is None
+
+
+def test_nothing_to_hold_is_said(registry: Registry):
+    with pytest.raises(BadSettings, match=rf"no registered model '{registry.name}'"):
+        registry.set_hold(Hold("ann", "recall", datetime(2026, 12, 1, tzinfo=UTC), None))
+
+
+def test_an_alias_is_taken_away_once_or_twice(registry: Registry, tmp_path: Path):
+    registry.point(CHAMPION, register(registry, DAY, "aa", tmp_path))
+    for _ in range(2):
+        registry.point(CHAMPION, None)
+        assert registry.alias(CHAMPION) is None
+
+
+def test_a_rejection_says_who_and_why(registry: Registry, tmp_path: Path):
+    registry.reject(register(registry, DAY, "aa", tmp_path), "ann", "empty shelves", datetime(2026, 12, 1))
+    found = registry.get("1")
+    assert found is not None
+    assert found.rejected
+    assert (found.tags["rejected_by"], found.tags["rejected_why"]) == ("ann", "empty shelves")
+    assert registry.get("2") is None
 
 
 def test_an_alias_on_somebody_elses_version_is_said(registry: Registry, mlflow_client: MlflowClient):

@@ -1,0 +1,55 @@
+"""What the command line's modules share: consoles, common options, and failures as plain sentences."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from audiorec.errors import AudiorecError
+from audiorec.settings import SETTINGS_VARIABLE, Settings, load_settings
+
+# In a log there is no window to fit: a fixed width keeps tables whole.
+console = Console(width=None if sys.stdout.isatty() else 118)
+errors = Console(stderr=True)
+
+SettingsFile = Annotated[
+    Path | None,
+    typer.Option("--settings", help=f"TOML file of settings (default: the variable {SETTINGS_VARIABLE})."),
+]
+Profile = Annotated[str | None, typer.Option(help="Amount of work: smoke, standard or full.")]
+AsOf = Annotated[datetime, typer.Option("--as-of", formats=["%Y-%m-%d"], help="Last day of data, UTC.")]
+
+
+@contextmanager
+def plain_errors() -> Iterator[None]:
+    """Expected failures end with their message and exit code; a traceback would only hide them."""
+    from audiorec.stack.client import AirflowError
+    from audiorec.stack.layout import StackError
+
+    try:
+        yield
+    except AudiorecError as error:
+        errors.print(f"[red]{type(error).__name__}:[/red] ", end="")
+        errors.print(str(error), markup=False, highlight=False, soft_wrap=True)
+        raise typer.Exit(int(error.exit_code)) from None
+    except (StackError, AirflowError, TimeoutError) as error:
+        errors.print("[red]cannot go on:[/red] ", end="")
+        errors.print(str(error), markup=False, highlight=False, soft_wrap=True)
+        raise typer.Exit(1) from None
+
+
+def settings_of(path: Path | None, profile: str | None = None, **overrides: Any) -> Settings:
+    """The settings as a command means them: with the address of the MLflow that `audiorec up` runs."""
+    settings = load_settings(path, profile, **overrides)
+    if "mlflow" not in overrides:
+        from audiorec.stack.layout import mlflow_address
+
+        settings = load_settings(path, profile, **overrides, mlflow={"uri": mlflow_address(settings)})
+    return settings
