@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from audiorec import release_cli
+from audiorec import privacy_cli, release_cli
 from audiorec.chain import CHAIN
 from audiorec.errors import ExitCode
 from audiorec.settings import SETTINGS_VARIABLE, Settings
@@ -29,6 +29,7 @@ app = typer.Typer(
 DAG_ID = "audiobook_recommender"
 DEMO_MODEL = "audiobook_recommender_demo"
 release_cli.register(app)
+privacy_cli.register(app)
 
 
 def _yesterday() -> date:

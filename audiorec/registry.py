@@ -277,7 +277,17 @@ class Registry:
             self._call(self._client.set_registered_model_alias, self.name, alias, version.number)
 
 
-def releases_to_keep(settings: Settings, oldest: date) -> list[dict[str, Any]]:
+@dataclass(frozen=True)
+class KeptRelease:
+    """A release that must stay: its registered model and number, whether an alias points to it, its `release.json`."""
+
+    model: str
+    number: str
+    aliased: bool
+    release: Mapping[str, Any]
+
+
+def releases_to_keep(settings: Settings, oldest: date) -> list[KeptRelease]:
     """Releases that an alias points to, or that were promoted and are of `oldest` or later, of all registered models.
 
     Models of other tables may share the store, so all of those that `promote` made count, not only the settings' own.
@@ -292,9 +302,9 @@ def releases_to_keep(settings: Settings, oldest: date) -> list[dict[str, Any]]:
         page = registry._call(registry._client.search_registered_models, max_results=200, page_token=token)
         for model in page:
             aliased = {str(number) for number in dict(model.aliases).values()}
-            other = registry if model.name == registry.name else Registry(_named(settings, model.name))
+            other = registry if model.name == registry.name else Registry(named(settings, model.name))
             kept += [
-                version.release
+                KeptRelease(model.name, version.number, version.number in aliased, version.release)
                 for version in other.versions()
                 if "release" in version.tags
                 and (
@@ -307,7 +317,8 @@ def releases_to_keep(settings: Settings, oldest: date) -> list[dict[str, Any]]:
             return kept
 
 
-def _named(settings: Settings, model: str) -> Settings:
+def named(settings: Settings, model: str) -> Settings:
+    """The settings with another registered model."""
     release = settings.release.model_copy(update={"model_name": model})
     return settings.model_copy(update={"release": release})
 

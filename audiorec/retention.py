@@ -6,6 +6,9 @@ the retention. Reached means through the inputs that manifests name, to the last
 partitions and Data Docs that nothing kept is made of, folders that a killed writer left without a manifest, files that
 no manifest names, and scratch that nobody works on.
 
+Users who were forgotten `privacy.purge_days` ago or longer: what still holds one, and what was made of that, is kept by
+an alias alone. Registered versions that need it are rejected, so that nobody goes back to them.
+
 A manifest goes before its files, so a removal that is killed leaves orphans, which the next one takes, and never a
 manifest without its files. Tasks and a removal keep each other out on one machine (`Store.in_use`). Where several
 machines share a store, apply it while no run is active.
@@ -19,13 +22,17 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from audiorec.champion import pointer_models, read_pointer
 from audiorec.errors import Corrupt
+from audiorec.pseudonyms import FORGOTTEN, forgotten
 from audiorec.settings import Settings, Text
 from audiorec.store import MANIFEST, RUN, Manifest, Store
 from audiorec.taskio import INTERACTIONS
+
+if TYPE_CHECKING:
+    from audiorec.registry import KeptRelease
 
 Kind = Literal["version", "orphan", "stray file", "scratch"]
 Name = tuple[str, str, str]
@@ -35,7 +42,7 @@ ORPHAN_HOURS = 24.0
 """An unfinished folder younger than this may be somebody's work in progress: no task may run half as long."""
 TEXT_VECTORS = "text_vectors"
 DATA_DOCS = "data_docs"
-NO_DATASETS = ("code", "history-")
+NO_DATASETS = ("code", "history-", FORGOTTEN)
 """Folders of the store's root that hold records, not versions; by their beginning."""
 
 
@@ -101,33 +108,80 @@ def collect(settings: Settings, *, apply: bool, now: datetime | None = None) -> 
     store = Store(settings.store.uri, settings.store.scratch)
     moment = now or datetime.now(UTC)
     if not apply:
-        return sweep(
-            store, roots(settings, store, moment), settings.store.retention_days, moment, apply=False
-        )
+        return _collect(settings, store, moment, apply=False)
     with store.alone(wait_seconds=600):
-        found = roots(settings, store, moment)
-        return sweep(store, found, settings.store.retention_days, moment, apply=True)
+        return _collect(settings, store, moment, apply=True)
 
 
-def roots(settings: Settings, store: Store, now: datetime) -> list[Name]:
-    """Manifests of all releases that must stay, whoever registered them: models of different tables share a store."""
-    from audiorec.registry import releases_to_keep
+def _collect(settings: Settings, store: Store, now: datetime, *, apply: bool) -> Collected:
+    spoiled = made_of_forgotten(store, timedelta(days=settings.privacy.purge_days), now)
+    needed: list[Name] = []
+    for kept in roots(settings, store, now):
+        names = [
+            (named["dataset"], named["key"], named["fingerprint"])
+            for named in kept.release["manifests"].values()
+        ]
+        if kept.aliased or not spoiled.intersection(names):
+            needed += names
+        elif apply:
+            # First, so that nobody can go back to it while its files go.
+            _reject(settings, kept)
+    return sweep(store, needed, settings.store.retention_days, now, apply=apply, spoiled=spoiled)
+
+
+def _reject(settings: Settings, kept: KeptRelease) -> None:
+    from audiorec.registry import named
+    from audiorec.release import ReleaseControl
+
+    why = "it holds a user who is forgotten, and was collected"
+    ReleaseControl(named(settings, kept.model)).reject(kept.number, why=why, who="audiorec gc")
+
+
+def made_of_forgotten(store: Store, grace: timedelta, now: datetime) -> frozenset[Name]:
+    """Versions that hold a user forgotten longer than `grace` ago, and all that was made of them."""
+    from audiorec.forget import holdings, tombstone_since
+
+    overdue = frozenset(name for name in forgotten(store) if tombstone_since(store, name) + grace <= now)
+    pending = [(held.dataset, held.key, held.fingerprint) for held in holdings(store, overdue)]
+    if not pending:
+        return frozenset()
+    made: dict[Name, list[Name]] = {}
+    for name in _names(store):
+        manifest = store.find(*name) if name[0] not in (TEXT_VECTORS, DATA_DOCS) else None
+        for source in _inputs(manifest) if manifest else ():
+            made.setdefault(source, []).append(name)
+    found: set[Name] = set()
+    while pending:
+        name = pending.pop()
+        if name not in found:
+            found.add(name)
+            pending += made.get(name, [])
+    return frozenset(found)
+
+
+def roots(settings: Settings, store: Store, now: datetime) -> list[KeptRelease]:
+    """All releases that must stay, whoever registered them: models of different tables share a store."""
+    from audiorec.registry import KeptRelease, releases_to_keep
 
     oldest = now.date() - timedelta(days=settings.store.retention_days)
     releases = releases_to_keep(settings, oldest)
     for model in pointer_models(store):
         pointed = read_pointer(store, model)
         if pointed is not None:
-            releases.append(pointed[1])
-    return [
-        (named["dataset"], named["key"], named["fingerprint"])
-        for release in releases
-        for named in release["manifests"].values()
-    ]
+            releases.append(KeptRelease(model, pointed[0], True, pointed[1]))
+    return releases
 
 
-def sweep(store: Store, needed: Iterable[Name], days: float, now: datetime, *, apply: bool) -> Collected:
-    """What cannot be reached from `needed` and is older than `days`; removed if `apply`.
+def sweep(
+    store: Store,
+    needed: Iterable[Name],
+    days: float,
+    now: datetime,
+    *,
+    apply: bool,
+    spoiled: frozenset[Name] = frozenset(),
+) -> Collected:
+    """What cannot be reached from `needed` and is older than `days`, or `spoiled`; removed if `apply`.
 
     Raises:
         Corrupt: something needed is missing or damaged.
@@ -152,6 +206,7 @@ def sweep(store: Store, needed: Iterable[Name], days: float, now: datetime, *, a
         name
         for name, folder in folders.items()
         if name[0] not in (TEXT_VECTORS, DATA_DOCS)
+        and name not in spoiled
         and MANIFEST in folder.files
         and store.modified(f"{store.folder(*name)}/{MANIFEST}") >= young
     ]
@@ -186,14 +241,16 @@ def sweep(store: Store, needed: Iterable[Name], days: float, now: datetime, *, a
         if dataset == TEXT_VECTORS:
             stays = key in texts or folder.modified >= young
         elif dataset == DATA_DOCS:
-            stays = ("validate", *name[1:]) in keep or folder.modified >= young
+            of = ("validate", *name[1:])
+            stays = of in keep or (folder.modified >= young and of not in spoiled)
         if stays:
             kept_bytes += folder.bytes
             items += _strays(store, name, folder, unfinished)
         elif MANIFEST in folder.files or dataset == DATA_DOCS:
-            items.append(
-                Item("version", dataset, path, folder.bytes, f"not needed and older than {days:g} days")
-            )
+            reason = f"not needed and older than {days:g} days"
+            if name in spoiled:
+                reason = "holds a forgotten user, or was made of what does"
+            items.append(Item("version", dataset, path, folder.bytes, reason))
         elif folder.modified < unfinished:
             items.append(Item("orphan", dataset, path, folder.bytes, "left unfinished by a killed writer"))
     items += _scratch(store, young, unfinished)
