@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from audiorec import privacy_cli, release_cli
+from audiorec import dates_cli, oncall_cli, privacy_cli, release_cli
 from audiorec.chain import CHAIN
 from audiorec.errors import ExitCode
 from audiorec.settings import SETTINGS_VARIABLE, Settings
@@ -29,6 +29,8 @@ app = typer.Typer(
 DAG_ID = "audiobook_recommender"
 DEMO_MODEL = "audiobook_recommender_demo"
 release_cli.register(app)
+dates_cli.register(app)
+oncall_cli.register(app)
 privacy_cli.register(app)
 
 
@@ -162,7 +164,16 @@ def task(
 
 @app.command()
 def status(
+    first: Annotated[
+        datetime | None, typer.Argument(formats=["%Y-%m-%d"], help="With --dates: the first day.")
+    ] = None,
+    last: Annotated[
+        datetime | None, typer.Argument(formats=["%Y-%m-%d"], help="... and the last (default: the first).")
+    ] = None,
     as_of: Annotated[datetime | None, typer.Option("--as-of", formats=["%Y-%m-%d"])] = None,
+    dates: Annotated[
+        bool, typer.Option("--dates", help="Say why tasks are stale, too, and what failed.")
+    ] = False,
     settings_file: SettingsFile = None,
 ) -> None:
     """Services, the champion, and per date and task: done, stale (with other inputs, settings or code) or missing."""
@@ -190,13 +201,19 @@ def status(
             )
         else:
             console.print(f"champion of {settings.release.model_name}: none yet", highlight=False)
-        dates = [as_of.date()] if as_of else [date.fromisoformat(key) for key in store.keys("extract")][-14:]
+        newest = [date.fromisoformat(key) for key in store.keys("extract")][-14:]
+        shown = [as_of.date()] if as_of else newest
+        if first is not None:
+            shown = dates_cli.days_between(first.date(), (last or first).date())
+        if dates:
+            dates_cli.show_dates(settings, shown)
+            return
         table = Table(title="Results by date", title_justify="left")
         states = ("done", "stale", "missing")
         # Tasks in cells, not as columns: eleven of those leave three letters each on a usual terminal.
         for column in ("as_of", *states):
             table.add_column(column, min_width=10)
-        for one in dates:
+        for one in shown:
             resolver = Resolver(settings, one)
             found: dict[str, list[str]] = {state: [] for state in states}
             for name in CHAIN:

@@ -20,7 +20,7 @@ from typing import Any
 
 from audiorec.chain import TASKS
 from audiorec.errors import AudiorecError, BadData, BadSettings, ExitCode
-from audiorec.fingerprint import code_fingerprint, fingerprint
+from audiorec.fingerprint import code_fingerprint, code_parts, fingerprint
 from audiorec.settings import PROFILES, PROMOTE_WORDS, Settings, load_settings
 from audiorec.store import Manifest, Store
 from audiorec.taskio import Inputs, Output
@@ -115,6 +115,7 @@ def run_task(
         if manifest is None or name == "promote":
             manifests = {task: resolver.need(task) for task in spec.inputs}
             _set_threads(settings.resources[name].threads)
+            _record_code(resolver.store, resolver.code(name), spec.module)
             with resolver.store.working_folder() as folder:
                 out = Output(
                     dataset=name,
@@ -156,6 +157,24 @@ def run_task(
         "seconds": round(time.monotonic() - started, 2),
         "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
     }
+
+
+CODE = "code"
+
+
+def _record_code(store: Store, code: str, module: str) -> None:
+    """Keep what a code fingerprint is made of, once, so that a later code can say what changed."""
+    store.add_record(
+        CODE, f"{code}.json", (json.dumps(code_parts(module), sort_keys=True, indent=1) + "\n").encode()
+    )
+
+
+def read_code_record(store: Store, code: str) -> dict[str, dict[str, str]] | None:
+    """Modules, SQL and libraries with their hashes behind a code fingerprint; None if it was never recorded."""
+    try:
+        return dict(json.loads(store.read_record(CODE, f"{code}.json")))
+    except (FileNotFoundError, ValueError):
+        return None
 
 
 def _stored_links(store: Store, manifest: Manifest) -> dict[str, str]:

@@ -108,6 +108,23 @@ class MLflow(Group):
 class Alerts(Group):
     webhook_url: str | None = setting(None, "where failure alerts are posted as JSON; none: only the log")
     runbook_base: str = setting("docs/runbooks", "prefix of runbook links in alerts")
+    watch: bool = setting(
+        False,
+        "run the watchdog (`audiorec watch`) beside the services; for tables that grow daily, else it alarms",
+    )
+    watch_seconds: float = setting(60.0, "pause between two looks of the watchdog", unit="s", gt=0)
+    deadman_url: str | None = setting(
+        None, "address that the watchdog asks after each look; whoever serves it alarms when that stops"
+    )
+    stale_hours: float = setting(
+        36.0,
+        "age of the champion's data, from the end of their day, that the watchdog reports",
+        unit="h",
+        gt=0,
+    )
+    late_minutes: float = setting(
+        15.0, "time after midnight UTC by which the day's tables should be there", unit="min", ge=0
+    )
 
 
 class Services(Group):

@@ -28,6 +28,7 @@ from airflow.sdk import (
 from airflow.sdk.exceptions import AirflowSkipException
 
 from audiorec import launcher
+from audiorec.assets import RELEASE
 from audiorec.chain import CHAIN
 from audiorec.dates import RunFacts, resolve_as_of
 from audiorec.errors import BadSettings
@@ -35,7 +36,6 @@ from audiorec.oncall import callbacks
 from audiorec.oncall.pages import browsable, ui_address, with_runbooks
 from audiorec.oncall.receipt import NoReceipt, receipt, receipt_table
 from audiorec.settings import PROFILES, PROMOTE_WORDS, TaskResources, load_settings
-from audiorec.stack.assets import RELEASE
 
 LINKS = {
     "validate": ("Data Docs",),

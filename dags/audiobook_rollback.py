@@ -12,11 +12,11 @@ from typing import Any
 from airflow.sdk import DAG, BaseOperator, Context, ExceptionRetryPolicy, Param, RetryAction, RetryRule
 
 from audiorec import launcher
+from audiorec.assets import RELEASE
 from audiorec.errors import BadSettings
 from audiorec.oncall import callbacks
 from audiorec.oncall.pages import ui_address, with_runbooks
 from audiorec.settings import HOLD_DAYS, load_settings
-from audiorec.stack.assets import RELEASE
 
 DAG_DOC = """
 ### Go back to an earlier release

@@ -11,6 +11,9 @@ Severity = Literal["page", "ticket", "info"]
 Status = Literal["firing", "recovered"]
 
 USER_EFFECT = {
+    "AF-DOWN": "None yet; without Airflow no new release is made and recommendations grow stale.",
+    "RUN-DEAD": "Recommendations stay as they are until the run is mended.",
+    "STALE": "Recommendations rest on old data: what people did since then plays no part.",
     "DATA-LATE": "Recommendations stay as they are until the day's tables arrive.",
     "DQ-CRITICAL": "Recommendations stay as they are: nothing is trained on these rows.",
     "RECOVERED": "None: the day's run ended well.",
@@ -31,7 +34,8 @@ class Alert:
     """The alert contract. It holds no user id: tasks print counts, never users.
 
     `data_date` is the date of the data, not of the run; `dedup_key` is the code and that date, so that a sink
-    shows a failure of one day once, however many tries and runs it takes.
+    shows a failure of one day once, however many tries and runs it takes. What has neither date nor run names
+    what it is `about`.
     """
 
     code: str
@@ -45,6 +49,7 @@ class Alert:
     try_number: int | None = None
     clear_number: int = 0
     data_date: str | None = None
+    about: str = ""
     user_effect: str = NO_EFFECT
     error: str | None = None
     signal_name: str | None = None
@@ -57,7 +62,7 @@ class Alert:
 
     @property
     def dedup_key(self) -> str:
-        return f"{self.code}:{self.data_date or self.run_id}"
+        return f"{self.code}:{self.data_date or self.run_id or self.about}"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON, secrets taken out."""

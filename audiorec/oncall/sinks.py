@@ -6,6 +6,8 @@ import contextlib
 import json
 import logging
 import os
+import time
+import uuid
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,7 +32,8 @@ def send(alert: Alert, settings: Settings) -> bool:
     """Log an alert, append it to `{home}/logs/alerts.jsonl` and post it to the webhook, if there is one.
 
     Returns whether every sink took it. A sink that fails is logged: the run has already failed, and a second
-    error on top would only hide the first.
+    error on top would only hide the first. What the webhook did not take is spooled and goes out with the next
+    alert, or with the watchdog's next look, in its order (`flush`).
     """
     level = logging.ERROR if alert.severity == "page" and alert.status == "firing" else logging.WARNING
     log.log(level, "%s", alert.text())
@@ -38,11 +41,11 @@ def send(alert: Alert, settings: Settings) -> bool:
     delivered = True
     if settings.alerts.webhook_url:
         try:
-            _post(settings.alerts.webhook_url, record)
-        except Exception as error:
-            # The address itself is a secret in most chat systems.
-            log.error("the alert %s did not reach the webhook: %s", alert.dedup_key, type(error).__name__)
-            delivered = False
+            _spool(record, settings)
+            delivered = flush(settings) == 0
+        except OSError as error:
+            log.error("the alert %s could not be spooled: %s", alert.dedup_key, error)
+            delivered = _posted(settings.alerts.webhook_url, record)
     record["delivered"] = delivered
     try:
         _append(record_file(settings), record)
@@ -50,6 +53,67 @@ def send(alert: Alert, settings: Settings) -> bool:
         log.error("the alert %s could not be recorded: %s", alert.dedup_key, error)
         return False
     return delivered
+
+
+def flush(settings: Settings) -> int:
+    """Post what is spooled, oldest first, until one is not taken; returns how many are left."""
+    folder = spool_folder(settings)
+    if not settings.alerts.webhook_url or not folder.exists():
+        return 0
+    lock = FileLock(f"{folder}.lock", timeout=WEBHOOK_TRIES * (WEBHOOK_SECONDS + 1))
+    try:
+        with lock:
+            waiting = sorted(folder.glob("*.json"))
+            for number, path in enumerate(waiting):
+                try:
+                    record = json.loads(path.read_text(encoding="utf-8"))
+                except ValueError:
+                    log.error("the spooled alert %s is unreadable and was set aside", path.name)
+                    path.replace(path.with_suffix(".unreadable"))
+                    continue
+                if not _posted(settings.alerts.webhook_url, record):
+                    return len(waiting) - number
+                path.unlink(missing_ok=True)
+            return 0
+    except Timeout:  # somebody else is posting them
+        return len(list(folder.glob("*.json")))
+
+
+def spool_folder(settings: Settings) -> Path:
+    """Alerts that the webhook has not taken yet, a file each, named by their time."""
+    return Path(settings.services.home).absolute() / "logs" / "spool"
+
+
+def _spool(record: dict[str, Any], settings: Settings) -> None:
+    folder = spool_folder(settings)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{time.time_ns():020d}-{uuid.uuid4().hex[:8]}.json"
+    temporary = path.with_suffix(".part")
+    temporary.write_text(json.dumps(record, ensure_ascii=False, default=str), encoding="utf-8")
+    temporary.replace(path)
+
+
+def _posted(address: str, record: dict[str, Any]) -> bool:
+    try:
+        _post(address, record)
+    except Exception as error:
+        # The address itself is a secret in most chat systems.
+        log.error("the alert %s did not reach the webhook: %s", record.get("dedup_key"), type(error).__name__)
+        return False
+    return True
+
+
+def open_alerts(settings: Settings) -> dict[str, dict[str, Any]]:
+    """The last firing alert of each key that nothing has answered with a recovery."""
+    still: dict[str, dict[str, Any]] = {}
+    for past in recorded(settings):
+        if past.get("status") != "recovered":
+            still[past["dedup_key"]] = past
+        elif past.get("code") == "RECOVERED":  # the date's run ended well
+            still = {key: one for key, one in still.items() if one.get("data_date") != past.get("data_date")}
+        else:
+            still.pop(past["dedup_key"], None)
+    return still
 
 
 def record_file(settings: Settings) -> Path:
@@ -96,14 +160,7 @@ def firing_for_run(run_id: str, clear_number: int, settings: Settings) -> list[d
 
 def open_for_date(data_date: str, settings: Settings) -> list[str]:
     """Keys of alerts about a date's data that nothing has answered with a recovery."""
-    still: dict[str, bool] = {}
-    for past in recorded(settings):
-        if past.get("data_date") == data_date:
-            if past.get("status") == "recovered":
-                still.clear()
-            else:
-                still[past["dedup_key"]] = True
-    return list(still)
+    return [key for key, past in open_alerts(settings).items() if past.get("data_date") == data_date]
 
 
 def _default(key: str) -> Any:

@@ -12,6 +12,9 @@ from typing import Any
 import httpx
 from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_exponential
 
+from audiorec.dates import RunFacts, resolve_as_of
+from audiorec.errors import BadSettings
+
 FINISHED = frozenset({"success", "failed"})
 RETRIED_STATUS = frozenset({429, 500, 502, 503, 504})
 RETRY_SECONDS = 20.0
@@ -38,10 +41,21 @@ class Run:
     start: datetime | None
     end: datetime | None
     conf: dict[str, Any]
+    data_interval: tuple[datetime | None, datetime | None] = (None, None)
+    run_after: datetime | None = None
 
     @property
     def finished(self) -> bool:
         return self.state in FINISHED
+
+    @property
+    def data_date(self) -> date | None:
+        """The date that the run is about, as its first task resolves it; None if its facts contradict each other."""
+        facts = RunFacts(self.run_type, self.logical_date, *self.data_interval, self.run_after)
+        try:
+            return resolve_as_of(self.conf, facts)
+        except BadSettings:
+            return None
 
 
 @dataclass(frozen=True)
@@ -53,6 +67,8 @@ class TaskInstance:
     try_number: int
     start: datetime | None
     end: datetime | None
+    pid: int | None = None
+    hostname: str | None = None
 
     @property
     def seconds(self) -> float | None:
@@ -205,6 +221,8 @@ class AirflowClient:
                 raw["try_number"],
                 _moment(raw["start_date"]),
                 _moment(raw["end_date"]),
+                raw.get("pid"),
+                raw.get("hostname"),
             )
             for raw in answer["task_instances"]
         ]
@@ -314,6 +332,20 @@ class AirflowClient:
                     self._send("PUT", f"/api/v2/backfills/{number}/cancel")
                 return int(self._send("POST", "/api/v2/backfills", json=body).json()["id"])
         raise AssertionError("unreachable")
+
+    def backfill_days(
+        self, dag_id: str, first_day: date, last_day: date, *, reprocess: str = "none"
+    ) -> list[date]:
+        """The days for which a backfill would make runs, or run again; nothing is made."""
+        body = {
+            "dag_id": dag_id,
+            "from_date": f"{first_day}T00:00:00Z",
+            "to_date": f"{last_day}T00:00:00Z",
+            "reprocess_behavior": reprocess,
+        }
+        answer = self._send("POST", "/api/v2/backfills/dry_run", json=body).json()
+        moments = (_moment(entry["logical_date"]) for entry in answer["backfills"])
+        return sorted(moment.date() for moment in moments if moment is not None)
 
     def _active_backfills(self, dag_id: str) -> set[int]:
         found = self._get("/backfills", {"dag_id": dag_id, "limit": 100, "order_by": "-id"})["backfills"]
@@ -425,4 +457,6 @@ def _run(raw: Mapping[str, Any]) -> Run:
         _moment(raw["start_date"]),
         _moment(raw["end_date"]),
         dict(raw.get("conf") or {}),
+        (_moment(raw.get("data_interval_start")), _moment(raw.get("data_interval_end"))),
+        _moment(raw.get("run_after")),
     )

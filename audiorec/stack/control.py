@@ -141,6 +141,8 @@ def status(settings: Settings) -> Status:
         services["mlflow"] = _mlflow_health(mlflow)
     services |= _airflow_health(airflow)
     for name, known in state["services"].items():
+        if known["identity"] is not None and name == "watchdog":
+            services[name] = "healthy"  # it has no port to ask
         if known["identity"] is None and services.get(name) != "healthy":
             services[name] = f"down (ended {known['deaths']} times, last exit code {known['last_exit']})"
     processes = {name: s["identity"]["pid"] for name, s in state["services"].items() if s["identity"]}
@@ -175,6 +177,8 @@ def components(settings: Settings) -> dict[str, list[str]]:
     found["scheduler"] = [*airflow, "scheduler", "--skip-serve-logs"]
     found["dag-processor"] = [*airflow, "dag-processor"]
     found["triggerer"] = [*airflow, "triggerer", "--skip-serve-logs"]
+    if settings.alerts.watch:
+        found["watchdog"] = [sys.executable, "-m", "audiorec.oncall.watchdog"]
     return found
 
 

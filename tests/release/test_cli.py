@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -211,6 +213,62 @@ def test_status_says_what_is_done_stale_and_missing(
     rows = rows_of(call("status", "--as-of", "2026-11-21", width=width).output)
     assert list(rows) == ["2026-11-21"]
     assert rows["2026-11-21"][1:] == ["build_index", "validate, promote"]
+
+
+def test_status_by_dates_says_why(placed: Any, releases: Releases, monkeypatch: pytest.MonkeyPatch):
+    """A setting, what follows from it, a table of the source, an alert without recovery and one with."""
+    alerts = Path(os.environ["AUDIOREC_SERVICES__HOME"]) / "logs" / "alerts.jsonl"
+    alerts.parent.mkdir(parents=True)
+    told = [
+        {"code": "TASK-OOM", "task_id": "promote", "data_date": "2026-11-20", "status": "firing"},
+        {"code": "TASK-ERROR", "task_id": "promote", "data_date": "2026-11-21", "status": "firing"},
+        {"code": "RECOVERED", "data_date": "2026-11-21", "status": "recovered"},
+    ]
+    alerts.write_text("".join(json.dumps(line) + "\n" for line in told))
+    monkeypatch.setenv("AUDIOREC_INDEX__EF_SEARCH", "200")
+    monkeypatch.setenv("AUDIOREC_TEXT__MAX_TOKENS", "11")
+    found = call("status", "--dates", "2026-11-20", "2026-11-22")
+    assert found.exit_code == 0, found.output
+    lines = [
+        [c.strip() for c in line.strip("│").split("│")]
+        for line in found.output.splitlines()
+        if line[:1] == "│"
+    ]
+    by_date: dict[str, list[list[str]]] = {}
+    for day, *rest in lines:
+        by_date.setdefault(day or list(by_date)[-1], []).append(rest)
+    assert ["stale", "embed_text", "setting text.max_tokens 12 → 11"] in by_date["2026-11-20"]
+    assert ["stale", "train_hgnn", "made anew before it: embed_text"] in by_date["2026-11-20"]
+    whys = " ".join(why for _, _, why in by_date["2026-11-21"])  # a long one is wrapped
+    assert "made anew before it: refresh; setting index.ef_search 128 → 200" in whys
+    assert ["failed", "promote", "TASK-OOM"] in by_date["2026-11-20"]
+    assert ["missing", "validate, promote", ""] in by_date["2026-11-21"]
+    assert by_date["2026-11-22"] == [["missing", "all", ""]]
+    assert call("status", "--dates", "2026-11-22", "2026-11-20").exit_code == 78
+
+
+def test_a_backfill_says_what_it_would_compute(placed: Any, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("AUDIOREC_INDEX__EF_SEARCH", "200")
+    found = call("backfill", "2026-11-20", "2026-11-22", "--dry-run")
+    assert found.exit_code == 0, found.output
+    assert rows_of(found.output) == {
+        "2026-11-20": ["9 of 11", "build_index, promote"],
+        "2026-11-21": ["8 of 11", "validate, build_index, promote"],
+        "2026-11-22": ["0 of 11", "all"],
+    }
+    assert "16 task(s) on 3 date(s) would be computed" in found.output
+    down = call("backfill", "2026-11-20", "2026-11-20")
+    assert down.exit_code == 1
+    assert "Airflow is down; start it with `audiorec up`" in down.stderr
+    tomorrow = (datetime.now(UTC) + timedelta(days=1)).date().isoformat()
+    for days, said in (
+        (("2026-11-21", "2026-11-20"), "the earlier day first"),
+        ((tomorrow, tomorrow), "is not over yet"),
+    ):
+        refused = call("backfill", *days)
+        assert refused.exit_code == 78
+        assert said in refused.stderr
+    assert call("backfill", "2026-11-20", "2026-11-20", "--promote", "fresh").exit_code == 2
 
 
 def test_status_of_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -119,6 +119,16 @@ def test_a_run_made_while_paused_takes_the_place_of_yesterdays(paused: bool):
         assert len(seen) == 2
 
 
+def test_the_days_of_a_backfill_are_asked_and_nothing_is_made():
+    days = [{"logical_date": f"2026-11-{d}T00:00:00Z", "partition_key": None} for d in (21, 20)]
+    client, seen = served(lambda _: httpx.Response(200, json={"backfills": days, "total_entries": 2}))
+    found = client.backfill_days("d", date(2026, 11, 20), date(2026, 11, 22), reprocess="failed")
+    assert found == [date(2026, 11, 20), date(2026, 11, 21)]
+    [asked] = seen
+    assert asked.url.path == "/api/v2/backfills/dry_run"
+    assert json.loads(asked.content)["reprocess_behavior"] == "failed"
+
+
 LOCKED = {
     "detail": "Database is locked. Backfill creation is not supported on SQLite under concurrent access."
 }

@@ -1,0 +1,407 @@
+"""The watchdog: a process outside Airflow that tells what Airflow itself cannot (`audiorec watch`).
+
+Callbacks need a scheduler, a dag-processor and a task process that live long enough to call them. So every minute this
+looks from outside: does Airflow answer, is anything running that is dead, did a green run leave its receipt, how old
+are the data that are served, is the day there. It judges by the *data date*, never by when something last ran: a
+backfill of last year makes nothing fresh.
+
+An alert is sent once for each code and data date, however often it is seen, also across restarts: what is open is read
+from the record of alerts. When it is over, a recovery is sent. What the sink did not take is sent with the next look.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import UTC, date, datetime, time, timedelta
+from typing import Any
+
+import httpx
+import psutil
+
+from audiorec import launcher
+from audiorec.champion import read_pointer
+from audiorec.errors import AudiorecError
+from audiorec.history import History
+from audiorec.oncall import callbacks, sinks
+from audiorec.oncall.alerts import NO_EFFECT, USER_EFFECT, Alert, Severity
+from audiorec.oncall.pages import with_runbooks
+from audiorec.settings import Settings, load_settings
+from audiorec.stack.client import AirflowClient, AirflowError, Run, TaskInstance
+from audiorec.stack.layout import DAG_ID, StackError, airflow_address, login
+from audiorec.store import Store
+
+log = logging.getLogger("audiorec.oncall")
+
+BY = "watchdog"
+"""Stands for the DAG in its alerts. It says *recovered* of those that it fired itself, and of no others."""
+
+DOWN_SECONDS = 60.0
+"""A service that is restarted is away for some 20 s; the alert must be out within 120 s."""
+DEAD_SECONDS = 60.0
+LIMIT_MARGIN = timedelta(minutes=10)
+"""Past a task's own time limit, the launcher's and Airflow's have had their chance."""
+LOOK_BACK = timedelta(hours=24)
+SOURCE_EVERY = timedelta(minutes=15)
+"""The look at the source tables starts a process of its own and reads them, so it is rarer."""
+
+FORGET_AFTER = timedelta(days=14)
+"""A day that is later than this is not asked for any more; its alert stays open."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that is wrong now."""
+
+    code: str
+    about: str
+    """What tells it from another of its code: the data date, or the run."""
+    summary: str
+    advice: str
+    severity: Severity = "page"
+    data_date: str | None = None
+    run_id: str = ""
+    run_type: str = ""
+    task_id: str | None = None
+    sure: bool = True
+    """Seen for long enough to be told. What is not sure is not told, and is not over either."""
+
+    @property
+    def key(self) -> str:
+        return f"{self.code}:{self.about}"
+
+
+@dataclass
+class _Seen:
+    """Since when something has been wrong, look by look."""
+
+    since: dict[str, datetime] = field(default_factory=dict)
+
+    def lasting(self, now: datetime, wrong: set[str], seconds: float) -> set[str]:
+        """Those that have been wrong at every look for at least so long."""
+        self.since = {key: self.since.get(key, now) for key in wrong}
+        return {key for key, began in self.since.items() if (now - began).total_seconds() >= seconds}
+
+
+class Watchdog:
+    """Looks, and tells.
+
+    Args:
+        now: the clock.
+        client: talks to Airflow; None where nobody has a login for it (its health is asked all the same).
+        ready: whether the source tables have a day.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        client: AirflowClient | None = None,
+        ready: Callable[[date], bool] | None = None,
+        host: str | None = None,
+    ) -> None:
+        self._settings = settings
+        self._airflow = airflow_address(settings)
+        self._now = now
+        self._client = client
+        self._ready = ready or (lambda day: launcher.source_ready(day, settings, emit=log.info))
+        self._host = host or socket.gethostname()
+        self._store = Store(settings.store.uri, settings.store.scratch)
+        # Kept: each new one reads all certificates. Our own machine is never asked through a proxy.
+        self._near = httpx.Client(timeout=5.0, trust_env=False)
+        self._far = httpx.Client(timeout=5.0)
+        self._down, self._dead = _Seen(), _Seen()
+        self._receipts: set[str] = set()
+        """Dates of which a green run with a receipt was seen at the last look."""
+        self._asked: dict[date, tuple[datetime | None, bool]] = {}
+        """When the source tables were asked for a day, and whether it was missing."""
+
+    def look(self) -> list[Finding]:
+        """One look: send what is new and what is over, post what is spooled, tell the dead man's switch.
+
+        A check that cannot be made says nothing, neither *wrong* nor *over*: of a scheduler that does not answer
+        nobody knows its runs.
+        """
+        now = self._now()
+        findings: list[Finding] = []
+        answered: set[str] = set()
+        for codes, check in (
+            (("AF-DOWN",), self._airflow_down),
+            (("RUN-DEAD", "NO-RECEIPT"), self._runs),
+            (("STALE",), self._stale),
+            (("DATA-LATE",), self._data_late),
+        ):
+            try:
+                findings += check(now)
+                answered.update(codes)
+            except (AirflowError, AudiorecError, launcher.TaskFailed, OSError) as error:
+                log.warning(
+                    "watchdog: %s could not be looked at: %s", ", ".join(codes), str(error).splitlines()[0]
+                )
+        self._tell(findings, answered)
+        sinks.flush(self._settings)
+        if self._settings.alerts.deadman_url:
+            try:
+                self._far.get(self._settings.alerts.deadman_url).raise_for_status()
+            except httpx.HTTPError as error:
+                log.warning("watchdog: the dead man's switch was not told: %s", type(error).__name__)
+        return findings
+
+    # --- what is looked at
+
+    def _airflow_down(self, now: datetime) -> Iterator[Finding]:
+        unwell = {}
+        try:
+            answer = self._near.get(f"{self._airflow}/api/v2/monitor/health")
+            answer.raise_for_status()
+            report: Mapping[str, Any] = answer.json()
+            for part in ("metadatabase", "scheduler", "dag_processor"):
+                word = (report.get(part) or {}).get("status")
+                if word != "healthy":
+                    unwell[part] = word or "no heartbeat"
+        except (httpx.HTTPError, ValueError) as error:
+            unwell["api-server"] = f"does not answer ({type(error).__name__})"
+        # One key for Airflow as a whole: what is unwell changes while it goes down and comes back.
+        lasting = self._down.lasting(now, {"airflow"} if unwell else set(), DOWN_SECONDS)
+        if unwell:
+            said = ", ".join(f"{part} {word}" for part, word in unwell.items())
+            yield Finding(
+                "AF-DOWN",
+                "airflow",
+                f"Airflow at {self._airflow} is not well: {said}",
+                "`audiorec status`, then `audiorec up`; the runbook says where the logs are",
+                sure=bool(lasting),
+            )
+
+    def _runs(self, now: datetime) -> list[Finding]:
+        if self._client is None:
+            return []
+        green: list[Run] = []
+        suspects: dict[str, Finding] = {}
+        for run in self._client.runs(DAG_ID, limit=50):
+            if run.state == "running":
+                for task in self._client.task_instances(DAG_ID, run.run_id):
+                    why = self._dead_task(task, now)
+                    if why:
+                        suspects[f"{run.run_id}/{task.task_id}/{task.try_number}"] = _about(
+                            run,
+                            "RUN-DEAD",
+                            f"{task.task_id} is running by Airflow's word, but {why}",
+                            "Clear the task; what is done is found in the store",
+                            task.task_id,
+                        )
+            elif run.state == "success" and run.end is not None and now - run.end < LOOK_BACK:
+                green.append(run)
+        lasting = self._dead.lasting(now, set(suspects), DEAD_SECONDS)
+        receipts = {run.run_id: self._client.xcom(DAG_ID, run.run_id, "receipt") or {} for run in green}
+        self._receipts = {str(receipt["as_of"]) for receipt in receipts.values() if receipt.get("as_of")}
+        without = [
+            _about(
+                run,
+                "NO-RECEIPT",
+                "the run is green, but its receipt is missing: tasks never ran or were marked by hand",
+                "Clear the run, or trigger its date again",
+                "receipt",
+            )
+            for run in green
+            if not receipts[run.run_id].get("as_of")
+        ]
+        return [
+            *(replace(found, sure=key in lasting) for key, found in suspects.items()),
+            # Another run of the date has done it.
+            *(found for found in without if found.data_date not in self._receipts),
+        ]
+
+    def _dead_task(self, task: TaskInstance, now: datetime) -> str | None:
+        if task.state != "running" or task.start is None:
+            return None
+        limits = self._settings.resources.get(task.task_id)
+        limit = timedelta(minutes=limits.timeout_minutes) + LIMIT_MARGIN if limits else None
+        if limit is not None and now - task.start > limit:
+            return f"it is {(now - task.start) - limit} past its time limit"
+        if task.hostname == self._host and task.pid and not _alive(task.pid, task.start):
+            return f"its process {task.pid} is gone from {task.hostname}"
+        return None
+
+    def _stale(self, now: datetime) -> Iterator[Finding]:
+        pointed = read_pointer(self._store, self._settings.release.model_name)
+        if pointed is None:
+            return  # nothing was ever released: nothing can have grown old
+        version, as_of = pointed[0], date.fromisoformat(pointed[1]["as_of"])
+        hours = (now - _end_of(as_of)).total_seconds() / 3600
+        if hours <= self._settings.alerts.stale_hours:
+            return
+        held = self._held(now)
+        yield Finding(
+            "STALE",
+            as_of.isoformat(),
+            f"champion version {version} rests on data of {as_of}, {hours:.0f} h old "
+            f"(alerts.stale_hours is {self._settings.alerts.stale_hours:g})"
+            + (f"; it is held, {held}" if held else ""),
+            "end the hold (`audiorec hold --clear`) when the reason is gone"
+            if held
+            else "`audiorec status --dates` shows where the newest date stopped; mend that, or Trigger the latest date",
+            # Somebody has decided that it stays: to be known, not to be woken for.
+            severity="ticket" if held else "page",
+            data_date=as_of.isoformat(),
+        )
+
+    def _held(self, now: datetime) -> str | None:
+        """Who holds the champion until when, by the history in the store: MLflow may be what is down."""
+        for recorded in History(self._store, self._settings.release.model_name).newest_first():
+            entry = recorded.entry
+            if entry.action == "release_hold":
+                return None
+            if entry.until is not None:
+                if entry.until and datetime.fromisoformat(entry.until) <= now:
+                    return None
+                return f"by {entry.who} until {entry.until or 'it is taken back'}: {entry.why}"
+        return None
+
+    def _data_late(self, now: datetime) -> Iterator[Finding]:
+        """The day that is due, until its extract is there, and days that were told and have not come since."""
+        due = (now - timedelta(minutes=self._settings.alerts.late_minutes)).date() - timedelta(days=1)
+        days = set() if self._store.versions("extract", due.isoformat()) else {due}
+        for past in sinks.open_alerts(self._settings).values():
+            if past.get("dag_id") == BY and past["code"] == "DATA-LATE":
+                days.add(date.fromisoformat(past["data_date"]))
+        for day in sorted(days):
+            asked, late = self._asked.get(day, (None, True))
+            if (asked is None or now - asked >= SOURCE_EVERY) and due - day < FORGET_AFTER:
+                late = not self._ready(day)
+                self._asked[day] = (now, late)
+            if late:
+                yield Finding(
+                    "DATA-LATE",
+                    day.isoformat(),
+                    f"the source tables have no complete day {day}, due at {_end_of(day):%Y-%m-%d %H:%M} UTC "
+                    f"plus {self._settings.alerts.late_minutes:g} min",
+                    "ask the owner of the tables; the run goes on by itself when they arrive",
+                    data_date=day.isoformat(),
+                )
+        self._asked = {day: answer for day, answer in self._asked.items() if day in days}
+
+    # --- how it is told
+
+    def _tell(self, findings: list[Finding], answered: set[str]) -> None:
+        open_now = sinks.open_alerts(self._settings)
+        # Of one key the sure one counts.
+        wrong = {finding.key: finding for finding in sorted(findings, key=lambda finding: finding.sure)}
+        for key, finding in wrong.items():
+            # Airflow's own callbacks may have told the same: one thing is one alert, whoever saw it first.
+            if finding.sure and key not in open_now:
+                sinks.send(self._alert(finding), self._settings)
+        for key, past in open_now.items():
+            over = past.get("dag_id") == BY and past["code"] in answered and key not in wrong
+            if past["code"] == "NO-RECEIPT":
+                # A green run is looked at for a day only; that it is out of sight does not mend it.
+                over = over and past.get("data_date") in self._receipts
+            if over:
+                sinks.send(self._recovery(past), self._settings)
+
+    def _alert(self, finding: Finding) -> Alert:
+        base = with_runbooks(self._settings, self._airflow).alerts.runbook_base
+        links = {"Airflow": self._airflow, "Runbook": launcher.runbook_link(base, finding.code)}
+        if finding.run_id:
+            links["Run"] = f"{self._airflow}/dags/{DAG_ID}/runs/{finding.run_id}"
+        return Alert(
+            code=finding.code,
+            summary=finding.summary,
+            severity=finding.severity,
+            dag_id=BY,
+            task_id=finding.task_id,
+            run_id=finding.run_id,
+            about=finding.about,
+            run_type=finding.run_type,
+            data_date=finding.data_date,
+            user_effect=USER_EFFECT.get(finding.code, NO_EFFECT),
+            advice=finding.advice,
+            champion=callbacks.champion(self._settings),
+            links=links,
+        )
+
+    def _recovery(self, past: Mapping[str, Any]) -> Alert:
+        return Alert(
+            code=str(past["code"]),
+            status="recovered",
+            severity="info",
+            summary=f"over: {past.get('summary', '')}",
+            dag_id=BY,
+            run_id=str(past.get("run_id", "")),
+            about=str(past.get("about", "")),
+            data_date=past.get("data_date"),
+            user_effect=USER_EFFECT["RECOVERED"],
+            champion=callbacks.champion(self._settings),
+        )
+
+
+def _about(run: Run, code: str, summary: str, advice: str, task_id: str | None) -> Finding:
+    day = run.data_date.isoformat() if run.data_date else None
+    return Finding(
+        code,
+        day or run.run_id,
+        summary,
+        advice,
+        severity="page" if run.run_type == "scheduled" else "ticket",
+        data_date=day,
+        run_id=run.run_id,
+        run_type=run.run_type,
+        task_id=task_id,
+    )
+
+
+def _end_of(day: date) -> datetime:
+    return datetime.combine(day + timedelta(days=1), time(0), UTC)
+
+
+def _alive(pid: int, started: datetime) -> bool:
+    """Whether the process that Airflow names lives; a younger one of the same id is another."""
+    try:
+        process = psutil.Process(pid)
+        young = process.create_time() > started.timestamp() + 60
+        return process.status() != psutil.STATUS_ZOMBIE and not young
+    except psutil.NoSuchProcess:
+        return False
+    except psutil.Error:
+        return True
+
+
+def watch(settings: Settings, *, once: bool = False) -> None:
+    """Look every `alerts.watch_seconds` until asked to end (SIGTERM, SIGINT)."""
+    asked_to_end = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: asked_to_end.set())
+    with contextlib.ExitStack() as stack:
+        client = None
+        try:
+            account = login(settings)
+            client = stack.enter_context(
+                AirflowClient(airflow_address(settings), account.user, account.password)
+            )
+        except StackError as error:
+            log.warning("watchdog: runs are not looked at: %s", error)
+        watchdog = Watchdog(settings, client=client)
+        while True:
+            try:
+                watchdog.look()
+            except Exception:  # whatever it is, the next look must come
+                log.exception("watchdog: a look failed")
+            if once or asked_to_end.wait(settings.alerts.watch_seconds):
+                return
+
+
+def main() -> None:
+    """`python -m audiorec.oncall.watchdog`: what the services' supervisor starts."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    watch(load_settings())
+
+
+if __name__ == "__main__":
+    main()
