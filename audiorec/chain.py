@@ -81,5 +81,13 @@ RIVALS = Task(
     package="audiorec.experiments",
 )
 
-TASKS: dict[str, Task] = {**CHAIN, RIVALS.name: RIVALS}
+ANALYSIS = Task(
+    "analysis",
+    ("extract", "embed_text", "build_graph"),
+    ("time", "text", "analysis"),
+    "what the tables say of their users before any model (paper, section 3), for experiments",
+    package="audiorec.experiments",
+)
+
+TASKS: dict[str, Task] = {**CHAIN, RIVALS.name: RIVALS, ANALYSIS.name: ANALYSIS}
 """All that the runner can run: the chain, and what only experiments need."""

@@ -328,7 +328,7 @@ def results(
 
 @app.command()
 def experiment(
-    name: Annotated[str, typer.Argument(help="table1, table2, table3, table4 or scarcity.")],
+    name: Annotated[str, typer.Argument(help="table1, table2, table3, table4, scarcity or analysis.")],
     source: Annotated[str, typer.Option(help="Source tables, as in `run`.")],
     as_of: AsOf,
     holdout_days: Annotated[int | None, typer.Option(help="Days kept for judging.")] = None,

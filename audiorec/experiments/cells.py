@@ -7,6 +7,7 @@ there is not computed again, whoever made it, and a page can say whether what it
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import subprocess
@@ -24,7 +25,7 @@ from audiorec.chain import TASKS
 from audiorec.errors import AudiorecError, BadSettings
 from audiorec.runner import Resolver
 from audiorec.settings import Settings, load_settings
-from audiorec.store import Manifest
+from audiorec.store import Manifest, Store
 
 Overrides = Mapping[str, Mapping[str, Any]]
 
@@ -50,7 +51,7 @@ class Experiment:
 
 @dataclass(frozen=True)
 class Cell:
-    """One variation and seed, judged by `task` (`evaluate` or `rivals`)."""
+    """One variation and seed, made by `task`: `evaluate` or `rivals` judge models, `analysis` has none."""
 
     name: str
     seed: int
@@ -65,7 +66,7 @@ class Cell:
 def seeded(name: str, seed: int, task: str = "evaluate", overrides: Overrides | None = None) -> Cell:
     """A cell whose seed goes to every task that draws."""
     merged: dict[str, dict[str, Any]] = {group: dict(values) for group, values in (overrides or {}).items()}
-    for group in ("hgnn", "two_tower", "rivals"):
+    for group in ("hgnn", "two_tower", "rivals", "analysis"):
         merged.setdefault(group, {})["seed"] = seed
     return Cell(name, seed, task, merged)
 
@@ -76,12 +77,27 @@ class Result:
 
     cell: Cell
     manifest: Manifest
-    ranks: pd.DataFrame
-    """user_id, segment, panel, model, rank, tail_rank."""
-    coverage: pd.DataFrame
-    """panel, segment, model, coverage."""
+    store: Store
     cost: Mapping[str, Mapping[str, float]]
     """Seconds and peak MiB by task."""
+
+    def open(self, name: str) -> Path:
+        """A verified local path of one file of the cell."""
+        return self.store.open(self.manifest, name)
+
+    @functools.cached_property
+    def ranks(self) -> pd.DataFrame:
+        """user_id, segment, panel, model, rank, tail_rank."""
+        return pd.read_parquet(self.open("ranks.parquet"))
+
+    @functools.cached_property
+    def coverage(self) -> pd.DataFrame:
+        """panel, segment, model, coverage."""
+        if "coverage.csv" in self.manifest.files:
+            return pd.read_csv(self.open("coverage.csv"))
+        metrics = pd.read_csv(self.open("metrics.csv"))
+        rows = metrics[metrics["metric"].str.startswith("coverage")]
+        return rows[["panel", "segment", "model", "value"]].rename(columns={"value": "coverage"})
 
 
 class Runner:
@@ -102,7 +118,7 @@ class Runner:
         return found
 
     def run(self, cell: Cell) -> Result:
-        """Compute what is missing of a cell and read it.
+        """Compute what is missing of a cell.
 
         Raises:
             AudiorecError: a task failed; the message is the end of its log.
@@ -112,9 +128,7 @@ class Runner:
             if resolver.manifest(task) is None:
                 self._say(f"{cell.label}: {task}")
                 self._run_task(task, resolver)
-        manifest = resolver.need(cell.task)
-        ranks = pd.read_parquet(resolver.store.open(manifest, "ranks.parquet"))
-        return Result(cell, manifest, ranks, self._coverage(resolver, manifest), self._cost(resolver, cell))
+        return Result(cell, resolver.need(cell.task), resolver.store, self._cost(resolver, cell))
 
     def is_current(self, cell: Cell, fingerprint: str) -> bool:
         """Whether a cell with this fingerprint is what the code and settings of now would give."""
@@ -155,14 +169,6 @@ class Runner:
         if ended.returncode:
             tail = "\n".join((ended.stdout + ended.stderr).strip().splitlines()[-8:])
             raise AudiorecError(f"{task} ended with exit code {ended.returncode}:\n{tail}")
-
-    @staticmethod
-    def _coverage(resolver: Resolver, manifest: Manifest) -> pd.DataFrame:
-        if "coverage.csv" in manifest.files:
-            return pd.read_csv(resolver.store.open(manifest, "coverage.csv"))
-        metrics = pd.read_csv(resolver.store.open(manifest, "metrics.csv"))
-        rows = metrics[metrics["metric"].str.startswith("coverage")]
-        return rows[["panel", "segment", "model", "value"]].rename(columns={"value": "coverage"})
 
     def _cost(self, resolver: Resolver, cell: Cell) -> dict[str, dict[str, float]]:
         found = {}

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from audiorec.errors import BadSettings
-from audiorec.experiments import pages, scarcity
+from audiorec.experiments import analysis_page, pages, scarcity
 from audiorec.experiments.cells import Experiment, Runner, checked
 from audiorec.experiments.pages import Page
 from audiorec.experiments.tables import TABLES, Table
@@ -89,7 +89,8 @@ def run_experiment(wanted: Wanted, say: Callable[[str], None] = print) -> Path:
         results.append(runner.run(cell))
         say(f"{number} of {len(cells)} cells after {time.monotonic() - started:.0f} s: {cell.label}")
     page = Page(wanted.experiment, wanted.name, wanted.table, wanted.out, wanted.command)
-    return scarcity.write(page, results) if wanted.name == "scarcity" else pages.write(page, results)
+    write = {"scarcity": scarcity.write, "analysis": analysis_page.write}.get(wanted.name, pages.write)
+    return write(page, results)
 
 
 def check_page(wanted: Wanted) -> list[str]:

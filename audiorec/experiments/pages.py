@@ -269,14 +269,41 @@ def write(page: Page, results: Sequence[Result]) -> Path:
     page.out.mkdir(parents=True, exist_ok=True)
     plot(found, page.table, settings.evaluation, page.out / f"{page.name}.png")
     rows = long_form(found, page.source, page.name, settings.evaluation)
-    return finish(page, results, rows, markdown(found, page.table, settings.evaluation), found.seeds)
+    return finish_judged(page, results, rows, markdown(found, page.table, settings.evaluation), found.seeds)
+
+
+def finish_judged(
+    page: Page, results: Sequence[Result], rows: pd.DataFrame, body: Sequence[str], seeds: Sequence[int]
+) -> Path:
+    """`finish` for pages that judge models on a hold-out: how it was done, and the plot after the tables."""
+    settings = page.experiment.settings(results[0].cell)
+    window = settings.time.window_days
+    about = (
+        f"Hold-out: {settings.time.holdout_days} days up to {page.experiment.as_of}; window: "
+        f"{window if window == 'all' else f'{window} days'}. Exact ranking over the whole catalogue; titles once streamed "
+        f"are left out. ± is the standard deviation over {len(seeds)} seed(s); intervals are bootstrapped over users, paired "
+        "where two models are compared."
+    )
+    bounds = {"bounds": f"at most {settings.hgnn.edges_per_epoch} supervised edges an epoch"}
+    return finish(page, results, rows, about, [*body, f"![Hit rates]({page.name}.png)"], seeds, bounds)
 
 
 def finish(
-    page: Page, results: Sequence[Result], rows: pd.DataFrame, body: Sequence[str], seeds: Sequence[int]
+    page: Page,
+    results: Sequence[Result],
+    rows: pd.DataFrame,
+    about: str,
+    body: Sequence[str],
+    seeds: Sequence[int],
+    facts: Mapping[str, str],
 ) -> Path:
-    """What all pages share: the CSV, the fingerprints, the head and the foot around `body`."""
-    settings, out, name = page.experiment.settings(results[0].cell), page.out, page.name
+    """What all pages share: the CSV, the fingerprints, the head and the foot around `body`.
+
+    Args:
+        about: how it was made, after the table's own note.
+        facts: more lines of the foot, by name.
+    """
+    out, name = page.out, page.name
     rows.to_csv(out / f"{name}.csv", index=False, float_format="%.5f")
     record = {
         "source": page.source,
@@ -285,28 +312,25 @@ def finish(
         "cells": {result.cell.label: result.manifest.fingerprint for result in results},
     }
     (out / f"{name}.cells.json").write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
-    window = settings.time.window_days
     lines = [
         f"# {page.table.title} ({page.source})",
         "",
-        f"{page.table.note} Hold-out: {settings.time.holdout_days} days up to {page.experiment.as_of}; window: "
-        f"{window if window == 'all' else f'{window} days'}. Exact ranking over the whole catalogue; titles once streamed are "
-        f"left out. ± is the standard deviation over {len(seeds)} seed(s); intervals are bootstrapped over users, paired where "
-        "two models are compared.",
+        f"{page.table.note} {about}",
         "",
         *body,
-        f"![Hit rates]({name}.png)",
         "",
         f"All figures in long form: [{name}.csv]({name}.csv). The cells behind them: [{name}.cells.json]({name}.cells.json).",
         "",
-        *_footer(settings.hgnn.edges_per_epoch, results, page.command, seeds),
+        *_footer(facts, results, page.command, seeds),
     ]
     target = out / f"{name}.md"
     target.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return target
 
 
-def _footer(edges: int | None, results: Sequence[Result], command: str, seeds: Sequence[int]) -> list[str]:
+def _footer(
+    facts: Mapping[str, str], results: Sequence[Result], command: str, seeds: Sequence[int]
+) -> list[str]:
     seconds: dict[str, list[float]] = {}
     peak: dict[str, float] = {}
     seen = set()
@@ -324,7 +348,7 @@ def _footer(edges: int | None, results: Sequence[Result], command: str, seeds: S
         f"| command | `{command}` |",
         f"| code | commit `{commit()}` |",
         f"| seeds | {', '.join(map(str, seeds))} |",
-        f"| bounds | at most {edges} supervised edges an epoch |",
+        *(f"| {name} | {value} |" for name, value in facts.items()),
         f"| machine | {processor()}, {os.cpu_count()} cores, {psutil.virtual_memory().total / 2**30:.0f} GiB, "
         f"Python {platform.python_version()} |",
         f"| work | {total / 60:.0f} minutes in {len(seen)} task(s) |",
