@@ -359,7 +359,7 @@ def experiment(
                 errors.print(line, markup=False, highlight=False, soft_wrap=True)
             console.print(f"{wanted.page}: {'stale' if stale else 'current'}", highlight=False)
             raise typer.Exit(1 if stale else 0)
-        page = run_experiment(wanted, lambda text: console.print(text, highlight=False))
+        page = run_experiment(wanted, lambda text: console.print(text, highlight=False, soft_wrap=True))
         console.print(f"written: {page}", highlight=False)
 
 

@@ -131,6 +131,16 @@ def interval_of(draws: np.ndarray) -> tuple[float, float]:
     return float(low), float(high)
 
 
+def spread_about(value: float, draws: np.ndarray) -> tuple[float, float]:
+    """95% about a share by the draws' standard deviation.
+
+    For concentrations, whose percentiles lie beside the figure: a redraw leaves out who and what is rare, and so always
+    looks more concentrated than what it was drawn from.
+    """
+    error = 1.96 * float(np.std(draws, ddof=1)) if len(draws) > 1 else np.nan
+    return max(0.0, value - error), min(1.0, value + error)
+
+
 def redrawn(rng: np.random.Generator, n: int) -> np.ndarray:
     """How often each of n comes up in n draws with replacement."""
     return np.bincount(rng.integers(0, n, n), minlength=n)
@@ -167,7 +177,8 @@ def concentration(found: Findings, history: History) -> None:
             ]
         )
         key = ("concentration", "users", what, f"{unit} of the top 25%")
-        found.add(key, top_share(active, 0.25), interval_of(draws), len(active))
+        value = top_share(active, 0.25)
+        found.add(key, value, spread_about(value, draws), len(active))
         found.curve("concentration: users", what, *lorenz(active), len(active))
     for kind in CONTENT[:2]:
         matrix = amounts[kind]
@@ -183,7 +194,8 @@ def concentration(found: Findings, history: History) -> None:
             draw[:] = [top_share(again[among], 0.2) for among in groups.values()]
         for number, (which, among) in enumerate(groups.items()):
             key = ("concentration", f"{kind}s", which, f"{unit} of the top 20%")
-            found.add(key, top_share(total[among], 0.2), interval_of(draws[:, number]), len(listening))
+            value = top_share(total[among], 0.2)
+            found.add(key, value, spread_about(value, draws[:, number]), len(listening))
         found.curve("concentration: titles", f"streamed {kind}s", *lorenz(total[total > 0]), len(listening))
 
 

@@ -309,24 +309,27 @@ def _matrices(page: Page, mean: pd.DataFrame) -> list[str]:
 
 def _plot_matrices(page: Page, grids: dict[str, pd.DataFrame]) -> list[str]:
     plt = _pyplot()
-    widths = [max(3.4, 0.62 * len(grid) + 1.6) for grid in grids.values()]
-    figure, axes = plt.subplots(
-        1,
-        len(grids),
-        figsize=(sum(widths) + 0.6, max(3.6, 0.5 * max(map(len, grids.values())) + 1.8)),
-        width_ratios=widths,
-        layout="constrained",
-        squeeze=False,
-    )
-    for axis, (panel, grid) in zip(axes[0], grids.items(), strict=True):
+    # Genres are many and take a row of their own; a page is about ten inches wide.
+    small = [panel for panel in grids if len(grids[panel]) <= 4]
+    large = [panel for panel in grids if panel not in small]
+    rows = [row for row in (small, large) if row]
+    heights = [1.6 + 0.42 * max(len(grids[panel]) for panel in row) for row in rows]
+    figure = plt.figure(figsize=(9.5, sum(heights)), layout="constrained")
+    places = figure.add_gridspec(len(rows), 1, height_ratios=heights)
+    axes = {}
+    for number, row in enumerate(rows):
+        inside = places[number].subgridspec(1, len(row))
+        axes.update({panel: figure.add_subplot(inside[place]) for place, panel in enumerate(row)})
+    for panel, axis in axes.items():
+        grid = grids[panel]
         values = grid.to_numpy(float)
         axis.imshow(np.ma.masked_invalid(values), cmap="Blues", vmin=0, vmax=1, aspect="auto")
         for i, j in zip(*np.nonzero(np.isfinite(values)), strict=True):
             colour = "white" if values[i, j] > 0.6 else "black"
-            axis.text(j, i, f"{values[i, j]:.0%}", ha="center", va="center", fontsize=8, color=colour)
+            axis.text(j, i, f"{values[i, j]:.0%}", ha="center", va="center", fontsize=9, color=colour)
         names = [_short(str(name)) for name in grid.index]
-        axis.set_xticks(range(len(names)), names, rotation=40, ha="right", fontsize=8)
-        axis.set_yticks(range(len(names)), names, fontsize=8)
+        axis.set_xticks(range(len(names)), names, rotation=30, ha="right", fontsize=9)
+        axis.set_yticks(range(len(names)), names, fontsize=9)
         axis.set_xlabel("found beside it (share)", fontsize=9)
         axis.set_ylabel("given", fontsize=9)
         axis.set_title(panel, fontsize=10)

@@ -6,7 +6,7 @@ import json
 import os
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -83,6 +83,12 @@ def _mean_over_seeds(values: np.ndarray) -> np.ndarray:
     return np.where(number > 0, summed / np.maximum(number, 1), np.nan)
 
 
+def _mean(values: np.ndarray) -> float:
+    """Mean of the users who count; 0 where none does, for an order of models that nobody was judged with."""
+    counted = values[~np.isnan(values)]
+    return float(counted.mean()) if len(counted) else 0.0
+
+
 def reference_model(found: Figures, ablation: bool) -> str:
     """What differences are taken to: the whole model in an ablation, else the rival with the best hit rate (known, all)."""
     if ablation:
@@ -90,7 +96,7 @@ def reference_model(found: Figures, ablation: bool) -> str:
     means = _mean_over_seeds(found.values["known", found.metrics[0]])
     inside = segment_mask(found.segment, "all")
     rates = {
-        model: float(np.nanmean(means[inside, number]))
+        model: _mean(means[inside, number])
         for number, model in enumerate(found.models)
         if model not in (OURS, WITHOUT)
     }
@@ -166,9 +172,7 @@ def markdown(found: Figures, table: Table, settings: Evaluation) -> list[str]:
         inside = segment_mask(found.segment, table.segment) & _counted(found, panel)
         order = range(len(found.models))
         if not table.ablation:
-            order = sorted(
-                order, key=lambda n: -np.nan_to_num(np.nanmean(means[inside, n]) if inside.any() else 0)
-            )  # type: ignore[assignment]
+            order = sorted(order, key=lambda n: -_mean(means[inside, n]))  # type: ignore[assignment]
         for number in order:
             model = found.models[number]
             against = paired_bootstrap_interval(
@@ -176,6 +180,9 @@ def markdown(found: Figures, table: Table, settings: Evaluation) -> list[str]:
                 means[inside, found.models.index(reference)],
                 draws=settings.bootstrap,
                 seed=settings.seed,
+            )
+            difference = (
+                f"{against.mean:+.3f} [{against.low:+.3f}, {against.high:+.3f}]" if inside.any() else "-"
             )
             every = segment_mask(found.segment, "all")
             cover = found.coverage[
@@ -196,7 +203,7 @@ def markdown(found: Figures, table: Table, settings: Evaluation) -> list[str]:
                 f"| {model} | {deciding}{_cell(found.values[panel, hit], every, number, True)} | {by_segment} "
                 f"| {_cell(found.values[panel, mrr], inside, number, True)} "
                 f"| {_cell(found.values[panel, tail], every, number, False)} | {cover:.1%} "
-                f"| {against.mean:+.3f} [{against.low:+.3f}, {against.high:+.3f}] |"
+                f"| {difference} |"
             )
         lines.append("")
     return lines
@@ -221,7 +228,7 @@ def plot(found: Figures, table: Table, settings: Evaluation, target: Path) -> No
     inside = segment_mask(found.segment, table.segment)
     order = sorted(
         range(len(found.models)),
-        key=lambda n: np.nan_to_num(np.nanmean(first[inside, n]) if inside.any() else 0.0),
+        key=lambda n: _mean(first[inside, n]),
     )
     for axis, panel in zip(axes, PANELS, strict=True):
         values = found.values[panel, hit]
@@ -256,6 +263,8 @@ class Page:
     table: Table
     out: Path
     command: str
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    """Cells that the source allows no figures of, and why."""
 
     @property
     def source(self) -> str:
@@ -317,6 +326,8 @@ def finish(
         "",
         f"{page.table.note} {about}",
         "",
+        *([f"**This source lacks**: {'; '.join(results[0].lacks)}.", ""] if results[0].lacks else []),
+        *(f"**Left out**: {cell}: {why}.\n" for cell, why in page.left_out.items()),
         *body,
         "",
         f"All figures in long form: [{name}.csv]({name}.csv). The cells behind them: [{name}.cells.json]({name}.cells.json).",
