@@ -33,12 +33,7 @@ def write(page: Page, results: Sequence[Result]) -> Path:
     for old in page.out.glob(f"{page.name}_*.png"):
         # A part that the source lacks now must not show the plot of another day.
         old.unlink()
-    each = [
-        pd.read_csv(result.open("figures.csv"), float_precision="round_trip").assign(
-            seed=str(result.cell.seed)
-        )
-        for result in results
-    ]
+    each = [pd.read_csv(result.open("figures.csv")).assign(seed=str(result.cell.seed)) for result in results]
     mean = over_seeds(each)
     rows = pd.concat([mean, *each], ignore_index=True)
     rows = rows.assign(source=page.source, table=page.name)[list(COLUMNS)]
