@@ -89,5 +89,18 @@ ORACLE = Task(
     package="audiorec.experiments",
 )
 
-TASKS: dict[str, Task] = {**CHAIN, RIVALS.name: RIVALS, ORACLE.name: ORACLE}
+ANALYSIS = Task(
+    "analysis",
+    ("extract", "embed_text", "build_graph"),
+    ("time", "text", "analysis"),
+    "what the tables say of their users before any model (paper, section 3), for experiments",
+    package="audiorec.experiments",
+)
+
+TASKS: dict[str, Task] = {
+    **CHAIN,
+    RIVALS.name: RIVALS,
+    ORACLE.name: ORACLE,
+    ANALYSIS.name: ANALYSIS,
+}
 """All that the runner can run: the chain, and what only experiments need."""

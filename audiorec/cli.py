@@ -308,7 +308,7 @@ def results(
 
 @app.command()
 def experiment(
-    name: Annotated[str, typer.Argument(help="table1, table2, table3, table4 or scarcity.")],
+    name: Annotated[str, typer.Argument(help="table1, table2, table3, table4, scarcity or analysis.")],
     source: Annotated[str, typer.Option(help="Source tables, as in `run`.")],
     as_of: AsOf,
     holdout_days: Annotated[int | None, typer.Option(help="Days kept for judging.")] = None,
@@ -339,7 +339,7 @@ def experiment(
                 errors.print(line, markup=False, highlight=False, soft_wrap=True)
             console.print(f"{wanted.page}: {'stale' if stale else 'current'}", highlight=False)
             raise typer.Exit(1 if stale else 0)
-        page = run_experiment(wanted, lambda text: console.print(text, highlight=False))
+        page = run_experiment(wanted, lambda text: console.print(text, highlight=False, soft_wrap=True))
         console.print(f"written: {page}", highlight=False)
 
 

@@ -155,6 +155,7 @@ def _resources() -> dict[str, TaskResources]:
         "evaluate": TaskResources(memory_mb=8_000),
         "rivals": TaskResources(memory_mb=10_000, timeout_minutes=120),
         "oracle": TaskResources(),
+        "analysis": TaskResources(memory_mb=6_000),
         "refresh": TaskResources(memory_mb=8_000),
         "build_index": TaskResources(memory_mb=6_000),
         "promote": TaskResources(memory_mb=6_000, timeout_minutes=30),
@@ -422,6 +423,21 @@ class Rivals(Group):
     seed: int = setting(1, "random seed")
 
 
+class Analysis(Group):
+    """What the source tables say of their users, before any model: section 3 of the paper."""
+
+    pairs: int = setting(
+        10_000, "pairs drawn a comparison, as many at random beside them", origin="paper", gt=1
+    )
+    bootstrap: int = setting(500, "draws of an interval", gt=0)
+    genres: int = setting(8, "genres in the co-occurrence matrix, the most streamed; others together", gt=1)
+    min_users: int = setting(5, "fewer users behind a figure, and it is withheld", unit="users", ge=1)
+    odds_rows: int = setting(
+        10_000_000, "user days in the regressions; beyond that a sample of the listeners", gt=0
+    )
+    seed: int = setting(1, "random seed of pairs, samples and intervals")
+
+
 class Index(Group):
     exact_limit: int = setting(500_000, "titles up to which the index is exact", gt=0)
     hnsw_m: int = setting(32, "links a node of the approximate index", gt=1)
@@ -480,6 +496,7 @@ class Settings(BaseSettings):
     evaluation: Evaluation = Field(default_factory=Evaluation)
     scarcity: Scarcity = Field(default_factory=Scarcity)
     rivals: Rivals = Field(default_factory=Rivals)
+    analysis: Analysis = Field(default_factory=Analysis)
     index: Index = Field(default_factory=Index)
     release: Release = Field(default_factory=Release)
 

@@ -7,8 +7,9 @@ resumed goes on in the same MLflow run, found by its fingerprint.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from audiorec.settings import Settings
@@ -108,6 +109,36 @@ def curves(
             mlflow.set_terminated(run_id)
         except MlflowException as error:
             print(f"MLflow did not close the run ({_first_line(error)})", flush=True)
+
+
+def log_files(
+    settings: Settings,
+    name: str,
+    tags: Mapping[str, str],
+    about: Mapping[str, str],
+    files: Sequence[Path],
+) -> str:
+    """Put files into the MLflow run that carries `tags`, those of the same name over the older ones.
+
+    `about` are tags that may change from one time to the next.
+
+    Returns one line for people: where they are, or that MLflow did not take them and why. Never an error: the files
+    are where they were written.
+    """
+    from mlflow.exceptions import MlflowException
+
+    try:
+        mlflow = client(settings, patient=False)
+        run_id = find_or_create_run(mlflow, settings, name, tags)
+        for key, value in about.items():
+            mlflow.set_tag(run_id, key, value)
+        for file in files:
+            mlflow.log_artifact(run_id, str(file))
+        mlflow.set_terminated(run_id)
+        page = f"{settings.mlflow.uri}/#/experiments/{experiment_id(mlflow, settings)}/runs/{run_id}"
+    except (MlflowException, OSError) as error:
+        return f"not in MLflow: {settings.mlflow.uri} did not take the files ({type(error).__name__}: {_first_line(error)[:60]}…)"
+    return f"in MLflow: {page}"
 
 
 def _first_line(error: Exception) -> str:

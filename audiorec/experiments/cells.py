@@ -7,8 +7,10 @@ there is not computed again, whoever made it, and a page can say whether what it
 
 from __future__ import annotations
 
+import functools
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -21,10 +23,16 @@ from typing import Any
 import pandas as pd
 
 from audiorec.chain import TASKS
-from audiorec.errors import AudiorecError, BadSettings
+from audiorec.cuts import cuts
+from audiorec.errors import AudiorecError, BadData, BadSettings, Busy, Corrupt, Unavailable
 from audiorec.runner import Resolver
 from audiorec.settings import Settings, load_settings
-from audiorec.store import Manifest
+from audiorec.store import Manifest, Store
+
+
+class NotPossible(BadData):
+    """A cell that makes no sense on this source: it is left out of its page and named there."""
+
 
 Overrides = Mapping[str, Mapping[str, Any]]
 
@@ -50,7 +58,7 @@ class Experiment:
 
 @dataclass(frozen=True)
 class Cell:
-    """One variation and seed, judged by `task` (`evaluate` or `rivals`)."""
+    """One variation and seed, made by `task`: `evaluate` or `rivals` judge models, `analysis` has none."""
 
     name: str
     seed: int
@@ -65,7 +73,7 @@ class Cell:
 def seeded(name: str, seed: int, task: str = "evaluate", overrides: Overrides | None = None) -> Cell:
     """A cell whose seed goes to every task that draws."""
     merged: dict[str, dict[str, Any]] = {group: dict(values) for group, values in (overrides or {}).items()}
-    for group in ("hgnn", "two_tower", "rivals"):
+    for group in ("hgnn", "two_tower", "rivals", "analysis"):
         merged.setdefault(group, {})["seed"] = seed
     return Cell(name, seed, task, merged)
 
@@ -76,12 +84,29 @@ class Result:
 
     cell: Cell
     manifest: Manifest
-    ranks: pd.DataFrame
-    """user_id, segment, panel, model, rank, and a `SLICE_rank` a slice of the protocol."""
-    coverage: pd.DataFrame
-    """panel, segment, model, coverage."""
+    store: Store
     cost: Mapping[str, Mapping[str, float]]
     """Seconds and peak MiB by task."""
+    lacks: tuple[str, ...] = ()
+    """What the source has none of, in words."""
+
+    def open(self, name: str) -> Path:
+        """A verified local path of one file of the cell."""
+        return self.store.open(self.manifest, name)
+
+    @functools.cached_property
+    def ranks(self) -> pd.DataFrame:
+        """user_id, segment, panel, model, rank, and a `SLICE_rank` a slice of the protocol."""
+        return pd.read_parquet(self.open("ranks.parquet"))
+
+    @functools.cached_property
+    def coverage(self) -> pd.DataFrame:
+        """panel, segment, model, coverage."""
+        if "coverage.csv" in self.manifest.files:
+            return pd.read_csv(self.open("coverage.csv"))
+        metrics = pd.read_csv(self.open("metrics.csv"))
+        rows = metrics[metrics["metric"].str.startswith("coverage")]
+        return rows[["panel", "segment", "model", "value"]].rename(columns={"value": "coverage"})
 
 
 class Runner:
@@ -92,29 +117,41 @@ class Runner:
         self._extract: dict[str, str] = {}
 
     def resolver(self, cell: Cell) -> Resolver:
-        """Fingerprints of a cell's tasks. The source is read once for all cells that read it alike."""
+        """Fingerprints of a cell's tasks. The source is read once for all cells that read it alike.
+
+        Raises:
+            NotPossible: the source lacks what the cell is about.
+        """
         settings = self.experiment.settings(cell)
         alike = json.dumps(
             [settings.slice(TASKS["extract"].settings), settings.source.model_dump()], sort_keys=True
         )
         found = Resolver(settings, self.experiment.as_of, self._extract.get(alike))
         self._extract[alike] = found.fingerprint("extract")
+        extract = found.manifest("extract")
+        if extract is not None and not extract.facts["counts"]["podcasts"]:
+            # A graph has no edges of podcasts where there is none; said outright, or its build would look for them.
+            return Resolver(without_podcasts(settings), self.experiment.as_of, self._extract[alike])
         return found
 
     def run(self, cell: Cell) -> Result:
-        """Compute what is missing of a cell and read it.
+        """Compute what is missing of a cell.
 
         Raises:
-            AudiorecError: a task failed; the message is the end of its log.
+            NotPossible: the source lacks what the cell is about.
+            AudiorecError: a task failed; the message is the task's own, or the end of its log.
         """
         resolver = self.resolver(cell)
         for task in self._needed(cell.task):
             if resolver.manifest(task) is None:
                 self._say(f"{cell.label}: {task}")
                 self._run_task(task, resolver)
-        manifest = resolver.need(cell.task)
-        ranks = pd.read_parquet(resolver.store.open(manifest, "ranks.parquet"))
-        return Result(cell, manifest, ranks, self._coverage(resolver, manifest), self._cost(resolver, cell))
+                if task == "extract":  # What it found may change the tasks after it.
+                    resolver = self.resolver(cell)
+            if task == "extract":
+                check_days(resolver, judged=cell.task != "analysis")
+        cost, lacks = self._cost(resolver, cell), source_lacks(resolver)
+        return Result(cell, resolver.need(cell.task), resolver.store, cost, lacks)
 
     def is_current(self, cell: Cell, fingerprint: str) -> bool:
         """Whether a cell with this fingerprint is what the code and settings of now would give."""
@@ -153,16 +190,7 @@ class Runner:
                 check=False,
             )
         if ended.returncode:
-            tail = "\n".join((ended.stdout + ended.stderr).strip().splitlines()[-8:])
-            raise AudiorecError(f"{task} ended with exit code {ended.returncode}:\n{tail}")
-
-    @staticmethod
-    def _coverage(resolver: Resolver, manifest: Manifest) -> pd.DataFrame:
-        if "coverage.csv" in manifest.files:
-            return pd.read_csv(resolver.store.open(manifest, "coverage.csv"))
-        metrics = pd.read_csv(resolver.store.open(manifest, "metrics.csv"))
-        rows = metrics[metrics["metric"].str.startswith("coverage")]
-        return rows[["panel", "segment", "model", "value"]].rename(columns={"value": "coverage"})
+            raise failure(task, ended.returncode, ended.stdout, ended.stderr)
 
     def _cost(self, resolver: Resolver, cell: Cell) -> dict[str, dict[str, float]]:
         found = {}
@@ -174,6 +202,110 @@ class Runner:
             run = json.loads(resolver.store.fs.cat_file(path)) if resolver.store.fs.exists(path) else {}
             found[task] = {"seconds": run.get("seconds", 0.0), "peak_mb": run.get("peak_mb", 0.0)}
         return found
+
+
+def without_podcasts(settings: Settings) -> Settings:
+    """The same settings with a graph of audiobooks alone.
+
+    Raises:
+        NotPossible: the graph would have no relation left.
+    """
+    relations = tuple(name for name in settings.graph.relations if "podcast" not in name)
+    if not relations:
+        raise NotPossible(
+            f"the source has no podcasts, and the graph would be made of them ({', '.join(settings.graph.relations)})"
+        )
+    graph = settings.graph.model_copy(update={"relations": relations})
+    return settings.model_copy(update={"graph": graph})
+
+
+def check_days(resolver: Resolver, *, judged: bool) -> None:
+    """Whether the dates meet the data: before hours of work, not after.
+
+    Args:
+        judged: models are trained before the split and judged after it, so both need streams.
+
+    Raises:
+        BadData: no audiobook was streamed where it must have been, with the days that there are.
+    """
+    store, extract = resolver.store, resolver.need("extract")
+    streamed = pd.read_parquet(store.open(extract, "first_streamed.parquet"))
+    first = pd.to_datetime(streamed[streamed["item_type"] == "audiobook"]["first_streamed_on"])
+    if first.empty:
+        raise BadData(
+            f"no audiobook was streamed up to {resolver.key}; check --as-of against occurred_at in audiobook_events, and "
+            "extract.min_stream_seconds against seconds_played"
+        )
+    if not judged:
+        return
+    found = f"audiobooks of {resolver.settings.source.uri} are first streamed on {first.min():%Y-%m-%d} to {first.max():%Y-%m-%d}"
+    split = cuts(resolver.as_of, resolver.settings.time).split
+    if first.min().date() >= split:
+        raise BadData(
+            f"no audiobook was streamed before the split, {split}: {found}. Choose a later --as-of or fewer --holdout-days"
+        )
+    days = pd.read_parquet(store.open(extract, "days.parquet"))
+    inside = (
+        (days["item_type"] == "audiobook")
+        & (days["event"] == "stream")
+        & (pd.to_datetime(days["day"]).dt.date >= split)
+    )
+    if not days["rows"][inside].sum():
+        raise BadData(
+            f"no audiobook was streamed in the hold-out, {split} to {resolver.key}, so there is nobody to judge: {found}. "
+            "Choose an earlier --as-of or more --holdout-days"
+        )
+
+
+def source_lacks(resolver: Resolver) -> tuple[str, ...]:
+    """What the extract has none of: content types, weak signals, text. A page says so beside its figures."""
+    store, extract = resolver.store, resolver.need("extract")
+    days = pd.read_parquet(store.open(extract, "days.parquet"))
+    rows = days.groupby(["item_type", "event"])["rows"].sum()
+    lacks = []
+    if not extract.facts["counts"]["podcasts"]:
+        lacks.append("podcasts (the graph joins audiobooks alone)")
+    elif not rows["podcast"].sum():
+        lacks.append("podcast events in the window")
+    if not rows["music"].sum():
+        lacks.append("music events in the window (no music vector)")
+    if not rows["audiobook"].drop("stream").sum():
+        lacks.append("weak signals of audiobooks (follow, preview, intent to pay)")
+    titles = pd.read_parquet(store.open(extract, "audiobooks.parquet"), columns=["title", "description"])
+    if titles.isna().all(axis=None):
+        lacks.append("text of audiobooks (their text vectors are zero)")
+    return tuple(lacks)
+
+
+_ERRORS = {cls.__name__: cls for cls in (BadData, BadSettings, Unavailable, Busy, Corrupt, AudiorecError)}
+_LAST_LINES = 8
+
+
+def failure(task: str, code: int, stdout: str, stderr: str) -> AudiorecError:
+    """What a task's process died of, as the error that it was.
+
+    An expected failure ends with `Kind: message` (`audiorec/runner.py`), which is all that anybody wants to read; of
+    any other the end of the log is kept, and the exit code says what kind it was, where it says so.
+    """
+    lines = stderr.strip().splitlines()
+    for number, line in enumerate(lines):
+        kind, colon, message = line.partition(": ")
+        if colon and kind in _ERRORS and _ERRORS[kind].exit_code == code:
+            return _ERRORS[kind](f"{task}: " + "\n".join([message, *lines[number + 1 :]]))
+    if code < 0:
+        what = f"was ended by signal {-code} ({_signal_name(-code)})"
+    else:
+        what = f"ended with exit code {code}"
+    tail = "\n".join([*stdout.strip().splitlines(), *lines][-_LAST_LINES:])
+    error = next((cls for cls in _ERRORS.values() if cls.exit_code == code), AudiorecError)
+    return error(f"{task} {what}; the end of its log:\n{tail}")
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return "unknown"
 
 
 def _is_setting(variable: str) -> bool:

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from typing import Any
 
-from audiorec.errors import BadSettings
-from audiorec.experiments import pages, scarcity
-from audiorec.experiments.cells import Cell, Experiment, Runner, checked
+from audiorec import tracking
+from audiorec.errors import BadData, BadSettings
+from audiorec.experiments import analysis_page, pages, scarcity
+from audiorec.experiments.cells import Cell, Experiment, NotPossible, Runner, checked
 from audiorec.experiments.oracle import has_truth
 from audiorec.experiments.pages import Page
 from audiorec.experiments.tables import TABLES, Table
+from audiorec.fingerprint import digest
+from audiorec.settings import load_settings
+from audiorec.stack.layout import mlflow_address
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,9 @@ def describe(
         BadSettings: unknown table, or a window that is neither a number nor `all`.
     """
     checked(name, TABLES)
-    overrides: dict[str, dict[str, Any]] = {}
+    # Our own MLflow may listen elsewhere than the settings say; the trainings' curves go there, too.
+    address = mlflow_address(load_settings(settings_file, profile))
+    overrides: dict[str, dict[str, Any]] = {"mlflow": {"uri": address}}
     if holdout_days is not None:
         overrides.setdefault("time", {})["holdout_days"] = holdout_days
     if window_days is not None:
@@ -89,12 +95,45 @@ def run_experiment(wanted: Wanted, say: Callable[[str], None] = print) -> Path:
     started = time.monotonic()
     runner = Runner(wanted.experiment, say)
     cells = wanted.cells
-    results = []
+    results, left_out = [], {}
     for number, cell in enumerate(cells, 1):
-        results.append(runner.run(cell))
-        say(f"{number} of {len(cells)} cells after {time.monotonic() - started:.0f} s: {cell.label}")
-    page = Page(wanted.experiment, wanted.name, wanted.table, wanted.out, wanted.command)
-    return scarcity.write(page, results) if wanted.name == "scarcity" else pages.write(page, results)
+        try:
+            results.append(runner.run(cell))
+        except NotPossible as error:
+            left_out[cell.label] = str(error)
+        state = "left out" if cell.label in left_out else "done"
+        say(f"{number} of {len(cells)} cells after {time.monotonic() - started:.0f} s: {cell.label}, {state}")
+    if not results:
+        raise BadData(
+            f"{wanted.name} cannot be made of {wanted.experiment.source}: {next(iter(left_out.values()))}"
+        )
+    page = Page(wanted.experiment, wanted.name, wanted.table, wanted.out, wanted.command, left_out)
+    write = {"scarcity": scarcity.write, "analysis": analysis_page.write}.get(wanted.name, pages.write)
+    written = write(page, results)
+    say(_to_mlflow(wanted, written, [result.manifest.fingerprint for result in results]))
+    return written
+
+
+def page_files(page: Path) -> list[Path]:
+    """The page and what belongs to it: its CSV, plots and cells."""
+    name = page.stem
+    return sorted(
+        path
+        for path in page.parent.iterdir()
+        if path.name.split(".")[0] == name or (path.suffix == ".png" and path.stem.startswith(f"{name}_"))
+    )
+
+
+def _to_mlflow(wanted: Wanted, page: Path, cells: Sequence[str]) -> str:
+    """Page, CSV and plots in the MLflow run of these cells: the same page again goes into the same run."""
+    settings = wanted.experiment.settings(wanted.cells[0])
+    tags = {
+        "audiorec.experiment": wanted.name,
+        "audiorec.source": wanted.out.name,
+        "audiorec.cells": digest(list(cells)),
+    }
+    about = {"audiorec.as_of": wanted.experiment.as_of.isoformat(), "audiorec.command": wanted.command}
+    return tracking.log_files(settings, f"{wanted.name} {wanted.out.name}", tags, about, page_files(page))
 
 
 def check_page(wanted: Wanted) -> list[str]:
@@ -106,8 +145,12 @@ def check_page(wanted: Wanted) -> list[str]:
     runner = Runner(wanted.experiment)
     found = []
     for cell in wanted.cells:
+        try:
+            current = runner.is_current(cell, stored.get(cell.label, ""))
+        except NotPossible:
+            continue  # The page does without it and says so.
         if cell.label not in stored:
             found.append(f"{cell.label}: not on the page")
-        elif not runner.is_current(cell, stored[cell.label]):
+        elif not current:
             found.append(f"{cell.label}: made with other inputs, settings or code")
     return found

@@ -6,7 +6,7 @@ import json
 import os
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -97,6 +97,12 @@ def _mean_over_seeds(values: np.ndarray) -> np.ndarray:
     return np.where(number > 0, summed / np.maximum(number, 1), np.nan)
 
 
+def _mean(values: np.ndarray) -> float:
+    """Mean of the users who count; 0 where none does, for an order of models that nobody was judged with."""
+    counted = values[~np.isnan(values)]
+    return float(counted.mean()) if len(counted) else 0.0
+
+
 def reference_model(found: Figures, ablation: bool) -> str:
     """What differences are taken to: the whole model in an ablation, else the rival with the best hit rate (known, all)."""
     if ablation:
@@ -104,7 +110,7 @@ def reference_model(found: Figures, ablation: bool) -> str:
     means = _mean_over_seeds(found.values["known", found.metrics[0]])
     inside = segment_mask(found.segment, "all")
     rates = {
-        model: float(np.nanmean(means[inside, number]))
+        model: _mean(means[inside, number])
         for number, model in enumerate(found.models)
         if model not in (OURS, WITHOUT, ORACLE)
     }
@@ -183,9 +189,7 @@ def markdown(found: Figures, table: Table, settings: Evaluation) -> list[str]:
         inside = segment_mask(found.segment, table.segment) & _counted(found, panel)
         order = range(len(found.models))
         if not table.ablation:
-            order = sorted(
-                order, key=lambda n: -np.nan_to_num(np.nanmean(means[inside, n]) if inside.any() else 0)
-            )  # type: ignore[assignment]
+            order = sorted(order, key=lambda n: -_mean(means[inside, n]))  # type: ignore[assignment]
         for number in order:
             model = found.models[number]
             against = paired_bootstrap_interval(
@@ -193,6 +197,9 @@ def markdown(found: Figures, table: Table, settings: Evaluation) -> list[str]:
                 means[inside, found.models.index(reference)],
                 draws=settings.bootstrap,
                 seed=settings.seed,
+            )
+            difference = (
+                f"{against.mean:+.3f} [{against.low:+.3f}, {against.high:+.3f}]" if inside.any() else "-"
             )
             every = segment_mask(found.segment, "all")
             cover = found.coverage[
@@ -211,13 +218,13 @@ def markdown(found: Figures, table: Table, settings: Evaluation) -> list[str]:
             )
             share = ""
             if ORACLE in found.models:
-                ceiling = np.nanmean(means[inside, found.models.index(ORACLE)]) if inside.any() else np.nan
-                share = f" {np.nanmean(means[inside, number]) / ceiling:.0%} |" if ceiling > 0 else " - |"
+                ceiling = _mean(means[inside, found.models.index(ORACLE)])
+                share = f" {_mean(means[inside, number]) / ceiling:.0%} |" if ceiling > 0 else " - |"
             lines.append(
                 f"| {model} | {deciding}{_cell(found.values[panel, hit], every, number, True)} | {by_segment} "
                 f"| {_cell(found.values[panel, mrr], inside, number, True)} "
                 f"| {_cell(found.values[panel, tail], every, number, False)} | {cover:.1%} "
-                f"| {against.mean:+.3f} [{against.low:+.3f}, {against.high:+.3f}] |{share}"
+                f"| {difference} |{share}"
             )
         lines.append("")
     return lines + ([] if table.ablation else _by_tier(found))
@@ -267,7 +274,7 @@ def plot(found: Figures, table: Table, settings: Evaluation, target: Path) -> No
     inside = segment_mask(found.segment, table.segment)
     order = sorted(
         range(len(found.models)),
-        key=lambda n: np.nan_to_num(np.nanmean(first[inside, n]) if inside.any() else 0.0),
+        key=lambda n: _mean(first[inside, n]),
     )
     for axis, panel in zip(axes, PANELS, strict=True):
         values = found.values[panel, hit]
@@ -302,6 +309,8 @@ class Page:
     table: Table
     out: Path
     command: str
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    """Cells that the source allows no figures of, and why."""
 
     @property
     def source(self) -> str:
@@ -315,14 +324,41 @@ def write(page: Page, results: Sequence[Result]) -> Path:
     page.out.mkdir(parents=True, exist_ok=True)
     plot(found, page.table, settings.evaluation, page.out / f"{page.name}.png")
     rows = long_form(found, page.source, page.name, settings.evaluation)
-    return finish(page, results, rows, markdown(found, page.table, settings.evaluation), found.seeds)
+    return finish_judged(page, results, rows, markdown(found, page.table, settings.evaluation), found.seeds)
+
+
+def finish_judged(
+    page: Page, results: Sequence[Result], rows: pd.DataFrame, body: Sequence[str], seeds: Sequence[int]
+) -> Path:
+    """`finish` for pages that judge models on a hold-out: how it was done, and the plot after the tables."""
+    settings = page.experiment.settings(results[0].cell)
+    window = settings.time.window_days
+    about = (
+        f"Hold-out: {settings.time.holdout_days} days up to {page.experiment.as_of}; window: "
+        f"{window if window == 'all' else f'{window} days'}. Exact ranking over the whole catalogue; titles once streamed "
+        f"are left out. ± is the standard deviation over {len(seeds)} seed(s); intervals are bootstrapped over users, paired "
+        "where two models are compared."
+    )
+    bounds = {"bounds": f"at most {settings.hgnn.edges_per_epoch} supervised edges an epoch"}
+    return finish(page, results, rows, about, [*body, f"![Hit rates]({page.name}.png)"], seeds, bounds)
 
 
 def finish(
-    page: Page, results: Sequence[Result], rows: pd.DataFrame, body: Sequence[str], seeds: Sequence[int]
+    page: Page,
+    results: Sequence[Result],
+    rows: pd.DataFrame,
+    about: str,
+    body: Sequence[str],
+    seeds: Sequence[int],
+    facts: Mapping[str, str],
 ) -> Path:
-    """What all pages share: the CSV, the fingerprints, the head and the foot around `body`."""
-    settings, out, name = page.experiment.settings(results[0].cell), page.out, page.name
+    """What all pages share: the CSV, the fingerprints, the head and the foot around `body`.
+
+    Args:
+        about: how it was made, after the table's own note.
+        facts: more lines of the foot, by name.
+    """
+    out, name = page.out, page.name
     rows.to_csv(out / f"{name}.csv", index=False, float_format="%.5f")
     record = {
         "source": page.source,
@@ -331,28 +367,27 @@ def finish(
         "cells": {result.cell.label: result.manifest.fingerprint for result in results},
     }
     (out / f"{name}.cells.json").write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
-    window = settings.time.window_days
     lines = [
         f"# {page.table.title} ({page.source})",
         "",
-        f"{page.table.note} Hold-out: {settings.time.holdout_days} days up to {page.experiment.as_of}; window: "
-        f"{window if window == 'all' else f'{window} days'}. Exact ranking over the whole catalogue; titles once streamed are "
-        f"left out. ± is the standard deviation over {len(seeds)} seed(s); intervals are bootstrapped over users, paired where "
-        "two models are compared.",
+        f"{page.table.note} {about}",
         "",
+        *([f"**This source lacks**: {'; '.join(results[0].lacks)}.", ""] if results[0].lacks else []),
+        *(f"**Left out**: {cell}: {why}.\n" for cell, why in page.left_out.items()),
         *body,
-        f"![Hit rates]({name}.png)",
         "",
         f"All figures in long form: [{name}.csv]({name}.csv). The cells behind them: [{name}.cells.json]({name}.cells.json).",
         "",
-        *_footer(settings.hgnn.edges_per_epoch, results, page.command, seeds),
+        *_footer(facts, results, page.command, seeds),
     ]
     target = out / f"{name}.md"
     target.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return target
 
 
-def _footer(edges: int | None, results: Sequence[Result], command: str, seeds: Sequence[int]) -> list[str]:
+def _footer(
+    facts: Mapping[str, str], results: Sequence[Result], command: str, seeds: Sequence[int]
+) -> list[str]:
     seconds: dict[str, list[float]] = {}
     peak: dict[str, float] = {}
     seen = set()
@@ -370,7 +405,7 @@ def _footer(edges: int | None, results: Sequence[Result], command: str, seeds: S
         f"| command | `{command}` |",
         f"| code | commit `{commit()}` |",
         f"| seeds | {', '.join(map(str, seeds))} |",
-        f"| bounds | at most {edges} supervised edges an epoch |",
+        *(f"| {name} | {value} |" for name, value in facts.items()),
         f"| machine | {processor()}, {os.cpu_count()} cores, {psutil.virtual_memory().total / 2**30:.0f} GiB, "
         f"Python {platform.python_version()} |",
         f"| work | {total / 60:.0f} minutes in {len(seen)} task(s) |",

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from audiorec.experiments.cells import Result
-from audiorec.experiments.pages import COLUMNS, Figures, Page, figures, finish, long_form
+from audiorec.experiments.pages import COLUMNS, Figures, Page, figures, finish_judged, long_form
 from audiorec.experiments.protocol import segment_mask
 from audiorec.experiments.tables import OURS, SHARES, WITHOUT, share_name
 from models.metrics import paired_bootstrap_interval
@@ -34,7 +34,7 @@ def write(page: Page, results: Sequence[Result]) -> Path:
     )
     _plot(by_share, page.out / f"{page.name}.png")
     seeds = by_share[SHARES[0]].seeds
-    return finish(page, results, rows[list(COLUMNS)], _markdown(by_share, settings.bootstrap), seeds)
+    return finish_judged(page, results, rows[list(COLUMNS)], _markdown(by_share, settings.bootstrap), seeds)
 
 
 def rate(found: Figures, panel: str, metric: str, model: str) -> np.ndarray:

@@ -146,4 +146,11 @@ TABLES: dict[str, Table] = {
         "larger one; podcasts and music are whole. Who is judged, on what, comes from the whole history.",
         seeds=5,
     ),
+    "analysis": Table(
+        "Analysis: what the tables say of their users",
+        "all",
+        lambda seeds: [seeded("analysis", seed, "analysis") for seed in seeds],
+        "Section 3 of the paper on this source, before any model.",
+        seeds=1,
+    ),
 }

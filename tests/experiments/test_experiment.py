@@ -41,6 +41,9 @@ def place(tiny_chain: Chain, tiny: Any, tmp_path_factory: pytest.TempPathFactory
             "user_graph_dim": 8,
             "user_graph_steps": 10,
         },
+        analysis={"pairs": 500, "bootstrap": 40},
+        # A file, not a server: what is written there can be read back, and nothing has to be started.
+        mlflow={"uri": f"sqlite:///{work}/mlflow.db"},
     )
     (work / "settings.toml").write_text(as_toml(settings))
 
@@ -139,12 +142,60 @@ def test_the_scarcity_page_has_a_column_a_share(made: Any, place: Any):
     assert (place.work / "pages" / "tiny" / "scarcity.png").stat().st_size > 10_000
 
 
+def test_the_analysis_page_and_its_run_in_mlflow(place: Any):
+    """One command: the page with plots, the CSV in long form, both in MLflow; a second time the same run."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{place.work}/mlflow.db")
+    client.create_experiment("audiobook_recommender", artifact_location=str(place.work / "artifacts"))
+    found = place("analysis", "--source", place.source)
+    assert found.exit_code == 0, found.output + found.stderr
+    assert "in MLflow: sqlite" in found.output and "not in MLflow" not in found.output
+    out = place.work / "pages" / "tiny"
+    page = (out / "analysis.md").read_text()
+    plots = [f"analysis_{part}.png" for part in ("concentration", "similarity", "odds", "co_occurrence")]
+    for name in plots:
+        assert f"({name})" in page and (out / name).stat().st_size > 10_000
+    table = pd.read_csv(out / "analysis.csv", dtype={"seed": str})
+    assert list(table.columns) == list(COLUMNS) and set(table["seed"]) == {"mean", "1"}
+    figures = table[table["seed"] == "mean"].set_index(["panel", "model", "segment", "metric"])
+    share = figures.loc[("concentration", "users", "audiobooks", "hours of the top 25%")]
+    assert 0.25 < share["low"] < share["value"] < share["high"] < 1
+    # The simulator's users who share a title have alike podcasts; random ones less so.
+    effect = figures.loc[("similarity", "users who share a title", "joined against random", "Cohen's d")]
+    assert 0 < effect["low"] < effect["value"]
+    rows = figures.loc["co-occurrence of signals"].groupby(level="model")["value"].sum()
+    assert rows.to_numpy() == pytest.approx(1)
+
+    again = place("analysis", "--source", place.source)
+    assert again.exit_code == 0 and ": analysis\n" not in again.output
+    current = place("analysis", "--source", place.source, "--check")
+    assert current.exit_code == 0 and "current" in current.output
+    [run] = client.search_runs(
+        [client.get_experiment_by_name("audiobook_recommender").experiment_id],
+        "tags.`audiorec.experiment` = 'analysis'",
+    )
+    assert run.data.tags["audiorec.source"] == "tiny" and run.info.status == "FINISHED"
+    stored = {file.path for file in client.list_artifacts(run.info.run_id)}
+    assert stored == {"analysis.md", "analysis.csv", "analysis.cells.json", *plots}
+    # Another seed draws other pairs; what does not depend on them stays.
+    two = place("analysis", "--source", place.source, "--seeds", "2")
+    assert two.exit_code == 0, two.output + two.stderr
+    table = pd.read_csv(out / "analysis.csv", dtype={"seed": str}).set_index(
+        ["model", "metric", "segment", "seed"]
+    )
+    cosine = table.loc[("users who share a title", "cosine", "random")]["value"]
+    assert cosine["1"] != cosine["2"] and cosine["mean"] == pytest.approx(
+        (cosine["1"] + cosine["2"]) / 2, abs=1e-5
+    )
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         (
             ["table9", "--source", "SOURCE"],
-            "experiment 'table9' is unknown; expected one of table1, table2, table3, table4, scarcity",
+            "experiment 'table9' is unknown; expected one of table1, table2, table3, table4, scarcity, analysis",
         ),
         (["table2", "--source", "/nowhere"], "/nowhere"),
         (
