@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo run down status doctor check test format clean
+.PHONY: help setup demo run cluster down status doctor check test format clean
 
 help: ## say what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -30,6 +30,10 @@ demo: $(STAMP) ## sample data, Airflow, MLflow, one real run, recommendations; t
 run: $(STAMP) ## the DAG for one date on your own tables: SOURCE=... AS_OF=...
 	@test -n "$(AS_OF)" || { echo "say which date: make run SOURCE=folder AS_OF=2026-11-23 [SETTINGS=file.toml]"; exit 2; }
 	@$(BIN)/audiorec run --as-of $(AS_OF) $(if $(SOURCE),--source $(SOURCE)) $(if $(SETTINGS),--settings $(SETTINGS)) $(if $(PROFILE),--profile $(PROFILE))
+
+cluster: $(STAMP) ## the same DAG on Celery, Postgres, Redis and an S3 store, all on this machine (Debian packages)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[cluster]'
+	@$(BIN)/audiorec cluster
 
 down: ## end the services that were started here
 	@if [ -x $(BIN)/audiorec ]; then $(BIN)/audiorec down; else echo "nothing was set up here"; fi

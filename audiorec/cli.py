@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from audiorec import dates_cli, oncall_cli, privacy_cli, release_cli
+from audiorec import cluster_cli, dates_cli, oncall_cli, privacy_cli, release_cli
 from audiorec.chain import CHAIN
 from audiorec.errors import ExitCode
 from audiorec.settings import SETTINGS_VARIABLE, Settings
@@ -32,6 +32,7 @@ release_cli.register(app)
 dates_cli.register(app)
 oncall_cli.register(app)
 privacy_cli.register(app)
+cluster_cli.register(app)
 
 
 def _yesterday() -> date:
@@ -42,7 +43,6 @@ def _yesterday() -> date:
 def demo(profile: Profile = "standard", settings_file: SettingsFile = None) -> None:
     """Sample tables, Airflow and MLflow, one real run of the DAG, recommendations. The services stay up."""
     with plain_errors():
-        from audiorec.simulator import preset, write_source_tables
         from audiorec.stack.control import status as stack_status
         from audiorec.stack.preflight import preflight
 
@@ -51,14 +51,20 @@ def demo(profile: Profile = "standard", settings_file: SettingsFile = None) -> N
         settings = settings_of(settings_file)
         if not stack_status(settings).running:
             preflight(settings)
-        as_of = _yesterday()
-        console.print(f"1. Sample source tables up to {as_of} (made up; not Spotify's data)")
-        summary = write_source_tables(preset("sample", last_day=as_of), Path(settings.source.uri))
-        rows = ", ".join(f"{number:,} {table}" for table, number in summary.rows.items())
-        console.print(
-            f"   {'there already' if summary.reused else 'written'} in {settings.source.uri}: {rows}"
-        )
-        _run(settings, settings_file, as_of, {"profile": profile}, step=2)
+        as_of = sample_tables(Path(settings.source.uri))
+        trigger_and_show(settings, settings_file, as_of, {"profile": profile}, step=2)
+
+
+def sample_tables(folder: Path) -> date:
+    """Write the sample source tables, unless they are there; returns their last day."""
+    from audiorec.simulator import preset, write_source_tables
+
+    as_of = _yesterday()
+    console.print(f"1. Sample source tables up to {as_of} (made up; not Spotify's data)")
+    summary = write_source_tables(preset("sample", last_day=as_of), folder)
+    rows = ", ".join(f"{number:,} {table}" for table, number in summary.rows.items())
+    console.print(f"   {'there already' if summary.reused else 'written'} in {folder}: {rows}")
+    return as_of
 
 
 @app.command()
@@ -79,12 +85,12 @@ def run(
             overrides["source"] = {"uri": source}
         settings = settings_of(settings_file, profile, **overrides)
         params = {"profile": profile, "force": force, "promote": promote}
-        _run(
+        trigger_and_show(
             settings, settings_file, as_of.date(), {k: v for k, v in params.items() if v is not None}, step=1
         )
 
 
-def _run(
+def trigger_and_show(
     settings: Settings, settings_file: Path | None, as_of: date, params: dict[str, Any], step: int
 ) -> None:
     """Start the services, trigger the DAG for a date, watch it, show what it gave; Exit 1 unless all of it is true."""
@@ -363,8 +369,12 @@ def down(settings_file: SettingsFile = None) -> None:
     """End the services that were started here."""
     with plain_errors():
         from audiorec.stack import control
+        from audiorec.stack.servers import Servers
 
-        control.stop(settings_of(settings_file))
+        settings = settings_of(settings_file)
+        control.stop(settings)
+        if Servers.made_for(settings) and Servers.of(settings).stop():
+            console.print("the servers of the cluster are stopped, too")
 
 
 @app.command()

@@ -132,6 +132,22 @@ class Services(Group):
     host: str = setting("127.0.0.1", "address that every service binds to")
     airflow_port: int = setting(8080, "Airflow UI and API", gt=0, lt=65536)
     mlflow_port: int = setting(5000, "MLflow UI and API", gt=0, lt=65536)
+    database_url: str | None = setting(
+        None, "Airflow's metadata database, as an SQLAlchemy URL; none: SQLite in `home`"
+    )
+    broker_url: str | None = setting(
+        None, "Celery's broker: tasks run on Celery workers; none: beside the scheduler (LocalExecutor)"
+    )
+    workers: int = setting(2, "Celery workers on this machine, where there is a broker", ge=0)
+
+    @model_validator(mode="after")
+    def _celery_needs_a_database(self) -> Services:
+        if self.broker_url is not None and self.database_url is None:
+            raise ValueError(
+                "services.broker_url is set but services.database_url is not: Celery workers need a database that "
+                "several processes can write to, such as Postgres"
+            )
+        return self
 
 
 class TaskResources(Group):

@@ -141,8 +141,8 @@ def status(settings: Settings) -> Status:
         services["mlflow"] = _mlflow_health(mlflow)
     services |= _airflow_health(airflow)
     for name, known in state["services"].items():
-        if known["identity"] is not None and name == "watchdog":
-            services[name] = "healthy"  # it has no port to ask
+        if known["identity"] is not None and (name == "watchdog" or name.startswith("worker-")):
+            services[name] = "healthy"  # these have no port to ask
         if known["identity"] is None and services.get(name) != "healthy":
             services[name] = f"down (ended {known['deaths']} times, last exit code {known['last_exit']})"
     processes = {name: s["identity"]["pid"] for name, s in state["services"].items() if s["identity"]}
@@ -177,6 +177,12 @@ def components(settings: Settings) -> dict[str, list[str]]:
     found["scheduler"] = [*airflow, "scheduler", "--skip-serve-logs"]
     found["dag-processor"] = [*airflow, "dag-processor"]
     found["triggerer"] = [*airflow, "triggerer", "--skip-serve-logs"]
+    if settings.services.broker_url:
+        for number in range(1, settings.services.workers + 1):
+            found[f"worker-{number}"] = [
+                *(*airflow, "celery", "worker", "--skip-serve-logs"),
+                *("--celery-hostname", f"worker-{number}@%h", "--concurrency", "2"),
+            ]
     if settings.alerts.watch:
         found["watchdog"] = [sys.executable, "-m", "audiorec.oncall.watchdog"]
     return found

@@ -173,7 +173,7 @@ def environment(
         "AIRFLOW__CORE__DAGS_FOLDER": str(PROJECT / "dags"),
         "AIRFLOW__CORE__PLUGINS_FOLDER": str(PLUGINS),
         "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
-        "AIRFLOW__CORE__EXECUTOR": "LocalExecutor",
+        "AIRFLOW__CORE__EXECUTOR": "CeleryExecutor" if services.broker_url else "LocalExecutor",
         # Every worker is a process of its own from the start: 32, the default, cost 5 GB (measured).
         "AIRFLOW__CORE__PARALLELISM": "4",
         "AIRFLOW__CORE__FERNET_KEY": keys["fernet_key"],
@@ -182,7 +182,8 @@ def environment(
         # Without it tasks look for the API on port 8080, wherever it really is.
         "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"{ui}/execution/",
         "AIRFLOW__CORE__HOSTNAME_CALLABLE": "socket.gethostname",
-        "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{layout.airflow / 'airflow.db'}",
+        "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": services.database_url
+        or f"sqlite:///{layout.airflow / 'airflow.db'}",
         "AIRFLOW__API__HOST": services.host,
         "AIRFLOW__API__PORT": str(services.airflow_port),
         "AIRFLOW__API__BASE_URL": ui,
@@ -204,6 +205,15 @@ def environment(
         # Our own bin first: MLflow starts programs by name.
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), inherited.get("PATH", os.defpath)]),
     }
+    if services.broker_url and services.database_url:
+        env |= {
+            "AIRFLOW__CELERY__BROKER_URL": services.broker_url,
+            # Celery knows SQLAlchemy's address by this prefix, and no driver of Airflow's.
+            "AIRFLOW__CELERY__RESULT_BACKEND": f"db+{services.database_url}",
+            "AIRFLOW__CELERY__WORKER_CONCURRENCY": "2",
+            # A worker that dies gives its tasks back at once instead of an hour later.
+            "AIRFLOW__CELERY__TASK_ACKS_LATE": "True",
+        }
     for name in ("NO_PROXY", "no_proxy"):
         # A company's proxy must not be asked for our own services.
         env[name] = ",".join(dict.fromkeys([*filter(None, env.get(name, "").split(",")), *sorted(LOOPBACK)]))
