@@ -7,7 +7,6 @@ and explains them. A `Recommender` never changes, so any number of threads may a
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -23,7 +22,7 @@ from audiorec.new_titles import NewTitle, NewTitles, TextEncoder
 from audiorec.profiles import KINDS, ItemType, Places, Profile, Profiles, Signal, Touched
 from audiorec.reasons import MIN_EDGE_USERS, Reason, Reasons, Titles
 from audiorec.release_files import MODEL, ReleaseFiles
-from audiorec.search import ExactSearch, Found, GraphSearch, Query, Search
+from audiorec.search import ExactSearch, Found, GraphSearch, Query, Search, inner_products
 from audiorec.settings import Settings, Text
 from audiorec.store import Store
 
@@ -161,6 +160,8 @@ class Recommender:
         self._author = self.books["author"].to_numpy(object)
         self._recent = files.table("refresh", "popularity.parquet")
         self._by_country = files.table("refresh", "popularity_by_country.parquet")
+        self._countries = frozenset(self._by_country["country"])
+        self._popular_orders: dict[str | None, tuple[np.ndarray, np.ndarray]] = {}
 
     def _load_search(self, files: ReleaseFiles) -> Search:
         if files.manifest("build_index").facts["kind"] == "IndexFlatIP":
@@ -256,8 +257,7 @@ class Recommender:
             ]
         if fresh:
             added = self._new_titles.place(fresh)
-            own = added.vectors.astype(np.float64) @ prepared.query.vector.astype(np.float64)
-            scores = np.concatenate([scores, own])
+            scores = np.concatenate([scores, inner_products(added.vectors, prepared.query.vector)])
             titles = Titles(
                 *(
                     np.concatenate([getattr(titles, name), getattr(added, name)])
@@ -290,8 +290,7 @@ class Recommender:
 
     def score(self, profile: Profile, rows: np.ndarray) -> np.ndarray:
         """Scores of some audiobooks for a user, [K], in float64."""
-        vector = self.vector(profile).astype(np.float64)
-        return np.asarray(np.array(self.item_vectors[rows], np.float64) @ vector)
+        return inner_products(np.asarray(self.item_vectors[rows]), self.vector(profile))
 
     def _titles(self, rows: np.ndarray) -> Titles:
         places = self.places.of("audiobook", rows)
@@ -334,8 +333,14 @@ class Recommender:
         rows = order[keep][: query.k]
         return Found(rows, scores[rows])
 
-    @functools.lru_cache(maxsize=256)  # noqa: B019 - one recommender lives as long as its version serves
     def _popular_order(self, country: str | None) -> tuple[np.ndarray, np.ndarray]:
+        """Available rows, the most popular first, and a score of every row; kept by country."""
+        key = country if country in self._countries else None
+        if key not in self._popular_orders:
+            self._popular_orders[key] = self._make_popular_order(key)
+        return self._popular_orders[key]
+
+    def _make_popular_order(self, country: str | None) -> tuple[np.ndarray, np.ndarray]:
         plays = self._recent["streams_30_days"].to_numpy(np.float64)
         plays = np.where(self._recent["listeners"].to_numpy() >= MIN_EDGE_USERS, plays, 0.0)
         scores = plays / (plays.max(initial=0.0) + 1.0)

@@ -112,9 +112,19 @@ class ExactSearch:
         # The comparison is in float32: the next number down, lest rounding up should close somebody out.
         least32 = np.nextafter(np.float32(least), np.float32(-np.inf))
         candidates = np.flatnonzero((scores >= least32) & (scores > -np.inf))
-        exact = self._vectors[candidates].astype(np.float64) @ query.vector.astype(np.float64)
+        exact = inner_products(self._vectors[candidates], query.vector)
         order = np.lexsort((candidates, -exact))[: query.k]
         return Found(self._rows[candidates[order]], exact[order])
+
+
+def inner_products(vectors: np.ndarray, vector: np.ndarray) -> np.ndarray:
+    """Inner products [n] in float64, each a function of its own row alone.
+
+    A matrix product would sum in another order for another number of rows, and an answer would depend in its last
+    bits on which other titles were scored beside it.
+    """
+    products: np.ndarray = (vectors.astype(np.float64) * vector.astype(np.float64)).sum(axis=1)
+    return products
 
 
 def _packed_half(vectors: np.ndarray) -> tuple[Any, float]:
@@ -180,6 +190,6 @@ class GraphSearch:
             np.ascontiguousarray(query.vector[None], np.float32), wanted, params=options
         )
         rows = np.setdiff1d(found[0][found[0] >= 0], query.barred)
-        exact = self._vectors[rows].astype(np.float64) @ query.vector.astype(np.float64)
+        exact = inner_products(self._vectors[rows], query.vector)
         order = np.lexsort((rows, -exact))[: query.k]
         return Found(rows[order], exact[order])

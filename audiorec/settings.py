@@ -31,9 +31,11 @@ Profile = Literal["smoke", "standard", "full"]
 Recipe = Literal["default", "paper"]
 PromotePolicy = Literal["fresh", "never", "if_better", "force"]
 
-WHERE = frozenset({"source", "store", "mlflow", "alerts", "services", "resources", "duckdb"})
+WHERE = frozenset({"source", "store", "mlflow", "alerts", "services", "serving", "resources", "duckdb"})
 PRESETS = Path(__file__).parent / "presets"
 SETTINGS_VARIABLE = "AUDIOREC_SETTINGS"
+KEYS_VARIABLE = "AUDIOREC_API_KEYS"
+"""API keys of the service by environment; no setting, because settings are printed and hashed."""
 
 
 def setting(default: Any, text: str, *, unit: str = "", origin: Origin = "choice", **limits: Any) -> Any:
@@ -104,6 +106,33 @@ class Services(Group):
     host: str = setting("127.0.0.1", "address that every service binds to")
     airflow_port: int = setting(8080, "Airflow UI and API", gt=0, lt=65536)
     mlflow_port: int = setting(5000, "MLflow UI and API", gt=0, lt=65536)
+
+
+class Serving(Group):
+    port: int = setting(8000, "port of the recommendation service; it binds to services.host", gt=0, lt=65536)
+    follow: Literal["registry", "pointer"] = setting(
+        "registry",
+        "whose champion is served: the registry's alias, or the pointer in the store where MLflow is out of reach",
+    )
+    poll_seconds: float = setting(5.0, "pause between two looks at the champion", unit="s", gt=0)
+    require_key: bool = setting(True, "refuse requests without an API key")
+    hidden_file: str | None = setting(
+        None, "file of audiobook ids, one a line, that are never shown; read again when it changes"
+    )
+    forgotten_file: str | None = setting(
+        None, "file of user ids, one a line, whose data is not used; read again when it changes"
+    )
+    surfaces: tuple[str, ...] = setting(
+        ("home", "search", "title", "other"), "places that ask, as metrics count them"
+    )
+    requests_per_second: float = setting(200.0, "of one API key, on average", unit="requests/s", gt=0)
+    burst: int = setting(400, "requests of one key at once", gt=0)
+    max_body_kb: int = setting(256, "a longer request is refused", unit="KiB", gt=0)
+    timeout_seconds: float = setting(5.0, "a request that takes longer is given up", unit="s", gt=0)
+    max_waiting: int = setting(512, "requests that wait for a search; more are turned away", gt=0)
+    max_batch: int = setting(32, "requests searched at once", gt=0)
+    workers: int = setting(2, "threads that search", gt=0)
+    threads: int = setting(1, "threads of torch in each", gt=0)
 
 
 class TaskResources(Group):
@@ -417,6 +446,7 @@ class Settings(BaseSettings):
     mlflow: MLflow = Field(default_factory=MLflow)
     alerts: Alerts = Field(default_factory=Alerts)
     services: Services = Field(default_factory=Services)
+    serving: Serving = Field(default_factory=Serving)
     resources: dict[str, TaskResources] = Field(default_factory=_resources)
     duckdb: DuckDB = Field(default_factory=DuckDB)
 
@@ -555,7 +585,7 @@ class _FileSettings(Settings):
 
 def _environment() -> dict[str, Any]:
     """The AUDIOREC_ variables as nested values, parsed by pydantic-settings."""
-    known = {SETTINGS_VARIABLE, "AUDIOREC_RESULT", "AUDIOREC_PROGRESS"}
+    known = {SETTINGS_VARIABLE, KEYS_VARIABLE, "AUDIOREC_RESULT", "AUDIOREC_PROGRESS"}
     groups = {name.upper() for name in Settings.model_fields}
     unknown = [
         name

@@ -21,7 +21,7 @@ from audiorec.recommend import MIN_EDGE_USERS, Evidence, Recommender
 from audiorec.store import Store
 
 if TYPE_CHECKING:
-    from conftest import Releases
+    from released import Releases
 
 MODEL_NAME = "audiobook_recommender"
 

@@ -17,7 +17,7 @@ from audiorec.features import FeatureBuilder, Vectors
 from audiorec.judging import ArtistVectors, load_towers
 
 if TYPE_CHECKING:
-    from conftest import Releases
+    from released import Releases
 
 
 class Refreshed:
