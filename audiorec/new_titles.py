@@ -92,14 +92,18 @@ class NewTitles:
         self._day = int(described["day"])
         self._unheard_lift = np.array(described["unheard_country_lift"], np.float32)
 
+    def read(self, new: Sequence[NewTitle]) -> np.ndarray:
+        """Text vectors [n, T]; remembered, so that `place` has them at once."""
+        table = pd.DataFrame(
+            {"title": [one.title for one in new], "description": [one.description for one in new]}
+        )
+        return self._encoder.encode(text.catalogue_texts(table))
+
     def place(self, new: Sequence[NewTitle]) -> Titles:
         """Vectors of new titles, as rows that the catalogue lacks (-1)."""
         from models.edges import EDGE_TYPES, Csr
 
-        table = pd.DataFrame(
-            {"title": [one.title for one in new], "description": [one.description for one in new]}
-        )
-        words = self._encoder.encode(text.catalogue_texts(table))
+        words = self.read(new)
         alone = {
             edge_type: Csr(
                 np.zeros((len(new) if edge_type[0] == "audiobook" else 1) + 1, np.int64),

@@ -284,6 +284,10 @@ class Recommender:
         ]
         return Answer(recommended, prepared.known, prepared.basis, popular, prepared.ignored)
 
+    def read_texts(self, new: Sequence[NewTitle]) -> None:
+        """Encode the texts of new titles, so that `finish` finds them; loads the text model the first time."""
+        self._new_titles.read(new)
+
     def vector(self, profile: Profile) -> np.ndarray:
         """The user tower's vector [D]. One user at a time: in a batch its last bits would depend on the others."""
         return np.asarray(self.towers.user_vectors(profile.features)[0], np.float32)

@@ -128,7 +128,7 @@ class Serving(Group):
     requests_per_second: float = setting(200.0, "of one API key, on average", unit="requests/s", gt=0)
     burst: int = setting(400, "requests of one key at once", gt=0)
     max_body_kb: int = setting(256, "a longer request is refused", unit="KiB", gt=0)
-    timeout_seconds: float = setting(5.0, "a request that takes longer is given up", unit="s", gt=0)
+    timeout_seconds: float = setting(10.0, "a request that takes longer is given up", unit="s", gt=0)
     max_waiting: int = setting(512, "requests that wait for a search; more are turned away", gt=0)
     max_batch: int = setting(32, "requests searched at once", gt=0)
     workers: int = setting(2, "threads that search", gt=0)

@@ -108,6 +108,10 @@ class Service:
         for body in requests:
             asked = self.withheld.apply(_asked(body))
             work.append(_Work(served.recommender, asked, body.user_id is not None))
+        texts = [one for body in requests for one in body.new_titles]
+        if texts:
+            # Here, because it is slow (the first time the model is loaded) and the others of a batch need not wait.
+            await asyncio.to_thread(served.recommender.read_texts, [_new_title(one) for one in texts])
         try:
             answers = await asyncio.gather(*(self.batcher.submit(one) for one in work))
         except Overloaded:
