@@ -18,6 +18,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from audiorec import serving_commands
 from audiorec.chain import CHAIN
 from audiorec.errors import AudiorecError, ExitCode
 from audiorec.settings import SETTINGS_VARIABLE, Settings, load_settings
@@ -43,7 +44,7 @@ AsOf = Annotated[datetime, typer.Option("--as-of", formats=["%Y-%m-%d"], help="L
 
 
 @contextmanager
-def _plain_errors() -> Iterator[None]:
+def plain_errors() -> Iterator[None]:
     """Expected failures end with their message and exit code; a traceback would only hide them."""
     from audiorec.stack.client import AirflowError
     from audiorec.stack.layout import StackError
@@ -60,7 +61,7 @@ def _plain_errors() -> Iterator[None]:
         raise typer.Exit(1) from None
 
 
-def _settings(path: Path | None, profile: str | None = None, **overrides: Any) -> Settings:
+def settings_of(path: Path | None, profile: str | None = None, **overrides: Any) -> Settings:
     settings = load_settings(path, profile, **overrides)
     if "mlflow" not in overrides:
         from audiorec.stack.layout import mlflow_address
@@ -76,14 +77,14 @@ def _yesterday() -> date:
 @app.command()
 def demo(profile: Profile = "standard", settings_file: SettingsFile = None) -> None:
     """Sample tables, Airflow and MLflow, one real run of the DAG, recommendations. The services stay up."""
-    with _plain_errors():
+    with plain_errors():
         from audiorec.simulator import preset, write_source_tables
         from audiorec.stack.control import status as stack_status
         from audiorec.stack.preflight import preflight
 
         # The demo's champion must never be compared with one of your own tables: it is another registered model.
         os.environ.setdefault("AUDIOREC_RELEASE__MODEL_NAME", DEMO_MODEL)
-        settings = _settings(settings_file)
+        settings = settings_of(settings_file)
         if not stack_status(settings).running:
             preflight(settings)
         as_of = _yesterday()
@@ -108,11 +109,11 @@ def run(
     settings_file: SettingsFile = None,
 ) -> None:
     """Run the DAG for one date on your own tables, through Airflow; starts the services if they are down."""
-    with _plain_errors():
+    with plain_errors():
         overrides: dict[str, Any] = {}
         if source is not None:
             overrides["source"] = {"uri": source}
-        settings = _settings(settings_file, profile, **overrides)
+        settings = settings_of(settings_file, profile, **overrides)
         params = {"profile": profile, "force": force, "promote": promote}
         _run(
             settings, settings_file, as_of.date(), {k: v for k, v in params.items() if v is not None}, step=1
@@ -129,11 +130,11 @@ def _run(
     from audiorec.stack.client import AirflowClient
     from audiorec.stack.watch import watch
 
-    console.print(f"{step}. Airflow and MLflow on this machine")
+    console.print(f"{step}. Airflow, MLflow and the recommendation service on this machine")
     state = control.start(settings, settings_file=settings_file, say=lambda text: console.print(f"   {text}"))
     login = layout.login(settings)
     console.print(
-        f"   up{'' if state.seconds is None else f' after {state.seconds:.0f} s'}: {state.airflow} and {state.mlflow}"
+        f"   up{'' if state.seconds is None else f' after {state.seconds:.0f} s'}: {state.airflow}, {state.mlflow} and {state.serving}"
     )
     with AirflowClient(state.airflow, login.user, login.password) as client:
         client.wait_for_dag(DAG_ID, 120)
@@ -167,7 +168,10 @@ def _run(
         f"Airflow: {state.airflow}  (user {login.user}, password {login.password})", highlight=False
     )
     console.print(f"MLflow:  {state.mlflow}  (no login; bound to this machine)", highlight=False)
-    console.print("Both stay up; `make down` ends them.")
+    console.print(
+        f"Service: {state.serving}  (API key in {layout.Layout.of(settings).serving_keys})", highlight=False
+    )
+    console.print("All stay up; `make down` ends them.")
 
 
 def _show_whoever(recommender: Any) -> None:
@@ -203,13 +207,13 @@ def status(
     settings_file: SettingsFile = None,
 ) -> None:
     """Services, the champion, and per date and task: done, stale (with other inputs, settings or code) or missing."""
-    with _plain_errors():
+    with plain_errors():
         from audiorec.champion import read_pointer
         from audiorec.runner import Resolver
         from audiorec.stack import control
         from audiorec.store import Store
 
-        settings = _settings(settings_file)
+        settings = settings_of(settings_file)
         state = control.status(settings)
         parts = (
             ", ".join(f"{name} {word}" for name, word in state.services.items())
@@ -268,7 +272,7 @@ def generate(
     ] = None,
 ) -> None:
     """Write seeded sample source tables."""
-    with _plain_errors():
+    with plain_errors():
         from audiorec.simulator import sized, write_source_tables
         from audiorec.simulator.truth import truth_of
 
@@ -293,22 +297,6 @@ def generate(
 
 
 @app.command()
-def recommend(
-    user_id: str, k: Annotated[int, typer.Option(min=1, max=100)] = 10, settings_file: SettingsFile = None
-) -> None:
-    """Audiobooks for one user, with reasons, from the champion."""
-    with _plain_errors():
-        from audiorec.demo import recommendation_table
-        from audiorec.recommend import Recommender
-
-        recommender = Recommender.champion(_settings(settings_file))
-        caption = (
-            f"{user_id} ({recommender.about(user_id)}), version {recommender.version} of {recommender.as_of}"
-        )
-        console.print(recommendation_table(caption, recommender.recommend(user_id, k)))
-
-
-@app.command()
 def results(
     as_of: AsOf,
     out: Annotated[Path, typer.Option(help="Folder for run.md, run.csv and run.png.")],
@@ -317,11 +305,11 @@ def results(
     settings_file: SettingsFile = None,
 ) -> None:
     """Write the figures of a date's `evaluate` as a page with its command, commit, seeds and machine."""
-    with _plain_errors():
+    with plain_errors():
         from audiorec.experiments.publish import publish
 
         overrides = {} if source is None else {"source": {"uri": source}}
-        settings = _settings(settings_file, profile, **overrides)
+        settings = settings_of(settings_file, profile, **overrides)
         page = publish(settings, as_of.date(), out, settings_file)
         console.print(f"written: {page}", highlight=False)
 
@@ -346,7 +334,7 @@ def experiment(
     settings_file: SettingsFile = None,
 ) -> None:
     """A table of the paper on your own tables: every system and rival, judged alike. Finished cells are not run again."""
-    with _plain_errors():
+    with plain_errors():
         from audiorec.experiments.command import check_page, run_experiment
         from audiorec.experiments.command import describe as described
 
@@ -365,26 +353,30 @@ def experiment(
 
 @app.command()
 def up(settings_file: SettingsFile = None) -> None:
-    """Start Airflow and MLflow on this machine."""
-    with _plain_errors():
+    """Start Airflow, MLflow and the recommendation service on this machine."""
+    with plain_errors():
         from audiorec.stack import control, layout
 
-        settings = _settings(settings_file)
+        settings = settings_of(settings_file)
         state = control.start(settings, settings_file=settings_file)
         login = layout.login(settings)
         console.print(
             f"Airflow: {state.airflow}  (user {login.user}, password {login.password})", highlight=False
         )
         console.print(f"MLflow:  {state.mlflow}", highlight=False)
+        console.print(
+            f"Service: {state.serving}  (API key in {layout.Layout.of(settings).serving_keys})",
+            highlight=False,
+        )
 
 
 @app.command()
 def down(settings_file: SettingsFile = None) -> None:
     """End the services that were started here."""
-    with _plain_errors():
+    with plain_errors():
         from audiorec.stack import control
 
-        control.stop(_settings(settings_file))
+        control.stop(settings_of(settings_file))
 
 
 @app.command()
@@ -407,7 +399,7 @@ def doctor(settings_file: SettingsFile = None) -> None:
     held: dict[str, Settings] = {}
 
     def read() -> str:
-        held["settings"] = _settings(settings_file)
+        held["settings"] = settings_of(settings_file)
         return str(settings_file or os.environ.get(SETTINGS_VARIABLE) or "defaults")
 
     check("settings", read)
@@ -438,6 +430,9 @@ def _all_healthy(state: Any) -> str:
             ", ".join(f"{name}: {word}" for name, word in state.services.items()) or str(state.error)
         )
     return f"{state.airflow}, {state.mlflow}"
+
+
+serving_commands.register(app)
 
 
 def main() -> None:

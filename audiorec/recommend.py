@@ -383,6 +383,10 @@ class Recommender:
         """A title's name, its id where it has none."""
         return self.reasons.titles[kind][idx]
 
+    def idx(self, kind: str, item_id: str) -> int:
+        """The row of a title. Raises KeyError."""
+        return self._idx[kind][item_id]
+
     def item_id(self, kind: str, idx: int) -> str:
         """The id that a title has outside."""
         return self._ids[kind][idx]

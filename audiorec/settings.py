@@ -106,10 +106,10 @@ class Services(Group):
     host: str = setting("127.0.0.1", "address that every service binds to")
     airflow_port: int = setting(8080, "Airflow UI and API", gt=0, lt=65536)
     mlflow_port: int = setting(5000, "MLflow UI and API", gt=0, lt=65536)
+    serving_port: int = setting(8000, "recommendation service", gt=0, lt=65536)
 
 
 class Serving(Group):
-    port: int = setting(8000, "port of the recommendation service; it binds to services.host", gt=0, lt=65536)
     follow: Literal["registry", "pointer"] = setting(
         "registry",
         "whose champion is served: the registry's alias, or the pointer in the store where MLflow is out of reach",

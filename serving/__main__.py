@@ -1,13 +1,38 @@
-"""`python -m serving`: the service on services.host and serving.port, until it is asked to stop."""
+"""`python -m serving`: the service on services.host and services.serving_port, until it is asked to stop."""
 
 from __future__ import annotations
 
 import logging
 import os
 import sys
+from typing import TYPE_CHECKING
 
 from audiorec.errors import AudiorecError
 from audiorec.settings import Settings, load_settings
+from serving.app import Service, asgi
+
+if TYPE_CHECKING:
+    import uvicorn
+
+
+def server(service: Service, host: str, port: int) -> uvicorn.Server:
+    """A server of a service, not yet started."""
+    import uvicorn
+
+    config = uvicorn.Config(
+        asgi(service),
+        host=host,
+        port=port,
+        log_config=None,
+        server_header=False,
+        timeout_keep_alive=30,
+        timeout_graceful_shutdown=5,
+        limit_concurrency=2 * service.settings.serving.max_waiting,
+    )
+    # Its lines hold paths, and these hold ids; the gate writes lines of its own. `access_log=False` would only take
+    # the logger's handlers away, which any other library's set-up of logging gives back.
+    logging.getLogger("uvicorn.access").disabled = True
+    return uvicorn.Server(config)
 
 
 def serve(settings: Settings) -> None:
@@ -16,27 +41,12 @@ def serve(settings: Settings) -> None:
     # A pickled model is never loaded, whoever asks MLflow for one.
     os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
     import torch
-    import uvicorn
-
-    from serving.app import Service, asgi
 
     torch.set_num_threads(settings.serving.threads)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     # httpx logs addresses, and an address may hold an id.
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    config = uvicorn.Config(
-        asgi(Service(settings)),
-        host=settings.services.host,
-        port=settings.serving.port,
-        log_config=None,
-        access_log=False,  # the gate logs, and logs no path
-        server_header=False,
-        timeout_keep_alive=30,
-        timeout_graceful_shutdown=5,
-        limit_concurrency=2 * settings.serving.max_waiting,
-        h11_max_incomplete_event_size=16_384,
-    )
-    uvicorn.Server(config).run()
+    server(Service(settings), settings.services.host, settings.services.serving_port).run()
 
 
 def main() -> int:

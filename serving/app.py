@@ -227,7 +227,7 @@ def create_app(service: Service) -> FastAPI:
         return _json(_similar(served, found, service.withheld.hidden(), k), served)
 
     @app.get(
-        "/v1/audiobooks/{audiobook_id}/similar",
+        "/v1/audiobooks/{audiobook_id:path}/similar",
         response_model=SimilarResponse,
         tags=["titles"],
         responses=_NOT_FOUND,
@@ -237,7 +237,7 @@ def create_app(service: Service) -> FastAPI:
         return await similar("audiobook", audiobook_id, k)
 
     @app.get(
-        "/v1/podcasts/{podcast_id}/similar",
+        "/v1/podcasts/{podcast_id:path}/similar",
         response_model=SimilarResponse,
         tags=["titles"],
         responses=_NOT_FOUND,

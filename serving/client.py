@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Self
+from urllib.parse import quote
 
 import httpx
 
@@ -66,7 +67,7 @@ class RecommendationClient:
 
     def similar(self, item_type: ItemType, item_id: str, k: int = 10) -> SimilarResponse:
         """Titles near a title."""
-        path = f"/v1/{item_type}s/{httpx.URL(path='/' + item_id).raw_path.decode()[1:]}/similar"
+        path = f"/v1/{item_type}s/{quote(item_id, safe='')}/similar"
         return SimilarResponse.model_validate_json(self._content(self._http.get(path, params={"k": k})))
 
     def similar_to_text(self, title: NewTitleIn, k: int = 10) -> SimilarResponse:

@@ -143,7 +143,7 @@ def mlflow_address(settings: Settings) -> str:
 
 
 def serving_address(settings: Settings) -> str:
-    return f"http://{settings.services.host}:{settings.serving.port}"
+    return f"http://{settings.services.host}:{settings.services.serving_port}"
 
 
 def serves_mlflow(settings: Settings) -> bool:
@@ -231,6 +231,9 @@ def _where(settings: Settings) -> dict[str, str]:
         ("services", "home"),
     ):
         groups[group][field] = _absolute(groups[group][field])
+    for field in ("hidden_file", "forgotten_file"):
+        if groups["serving"][field] is not None:
+            groups["serving"][field] = _absolute(groups["serving"][field])
     groups["mlflow"]["uri"] = mlflow_address(settings)
     return {f"AUDIOREC_{name.upper()}": json.dumps(value) for name, value in sorted(groups.items())}
 

@@ -10,10 +10,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import uvicorn
 from released import free_port
 
-from serving.app import Service, asgi
+from serving.__main__ import server as make_server
+from serving.app import Service
 from serving.client import RecommendationClient
 from serving.following import Follower
 from serving.keys import Keys
@@ -35,10 +35,7 @@ def running(settings: Any, follower: Follower | None = None, ready: bool = True)
     """Start a service, wait until it is ready, end it."""
     service = Service(settings, follower, keys=Keys({"tests": KEY}))
     port = free_port()
-    config = uvicorn.Config(
-        asgi(service), host="127.0.0.1", port=port, log_config=None, access_log=False, lifespan="on"
-    )
-    server = uvicorn.Server(config)
+    server = make_server(service, "127.0.0.1", port)
     thread = threading.Thread(target=lambda: asyncio.run(server.serve()), daemon=True)
     thread.start()
     address = f"http://127.0.0.1:{port}"
