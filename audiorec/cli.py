@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from audiorec import cluster_cli, dates_cli, oncall_cli, privacy_cli, release_cli
+from audiorec import cluster_cli, dates_cli, oncall_cli, privacy_cli, release_cli, serving_commands
 from audiorec.chain import CHAIN
 from audiorec.errors import ExitCode
 from audiorec.settings import SETTINGS_VARIABLE, Settings
@@ -100,11 +100,11 @@ def trigger_and_show(
     from audiorec.stack.client import AirflowClient
     from audiorec.stack.watch import watch
 
-    console.print(f"{step}. Airflow and MLflow on this machine")
+    console.print(f"{step}. Airflow, MLflow and the recommendation service on this machine")
     state = control.start(settings, settings_file=settings_file, say=lambda text: console.print(f"   {text}"))
     login = layout.login(settings)
     console.print(
-        f"   up{'' if state.seconds is None else f' after {state.seconds:.0f} s'}: {state.airflow} and {state.mlflow}"
+        f"   up{'' if state.seconds is None else f' after {state.seconds:.0f} s'}: {state.airflow}, {state.mlflow} and {state.serving}"
     )
     with AirflowClient(state.airflow, login.user, login.password) as client:
         client.wait_for_dag(DAG_ID, 120)
@@ -138,7 +138,10 @@ def trigger_and_show(
         f"Airflow: {state.airflow}  (user {login.user}, password {login.password})", highlight=False
     )
     console.print(f"MLflow:  {state.mlflow}  (no login; bound to this machine)", highlight=False)
-    console.print("Both stay up; `make down` ends them.")
+    console.print(
+        f"Service: {state.serving}  (API key in {layout.Layout.of(settings).serving_keys})", highlight=False
+    )
+    console.print("All stay up; `make down` ends them.")
 
 
 def _show_whoever(recommender: Any) -> None:
@@ -279,22 +282,6 @@ def generate(
 
 
 @app.command()
-def recommend(
-    user_id: str, k: Annotated[int, typer.Option(min=1, max=100)] = 10, settings_file: SettingsFile = None
-) -> None:
-    """Audiobooks for one user, with reasons, from the champion."""
-    with plain_errors():
-        from audiorec.demo import recommendation_table
-        from audiorec.recommend import Recommender
-
-        recommender = Recommender.champion(settings_of(settings_file))
-        caption = (
-            f"{user_id} ({recommender.about(user_id)}), version {recommender.version} of {recommender.as_of}"
-        )
-        console.print(recommendation_table(caption, recommender.recommend(user_id, k)))
-
-
-@app.command()
 def results(
     as_of: AsOf,
     out: Annotated[Path, typer.Option(help="Folder for run.md, run.csv and run.png.")],
@@ -351,7 +338,7 @@ def experiment(
 
 @app.command()
 def up(settings_file: SettingsFile = None) -> None:
-    """Start Airflow and MLflow on this machine."""
+    """Start Airflow, MLflow and the recommendation service on this machine."""
     with plain_errors():
         from audiorec.stack import control, layout
 
@@ -362,6 +349,10 @@ def up(settings_file: SettingsFile = None) -> None:
             f"Airflow: {state.airflow}  (user {login.user}, password {login.password})", highlight=False
         )
         console.print(f"MLflow:  {state.mlflow}", highlight=False)
+        console.print(
+            f"Service: {state.serving}  (API key in {layout.Layout.of(settings).serving_keys})",
+            highlight=False,
+        )
 
 
 @app.command()
@@ -428,6 +419,9 @@ def _all_healthy(state: Any) -> str:
             ", ".join(f"{name}: {word}" for name, word in state.services.items()) or str(state.error)
         )
     return f"{state.airflow}, {state.mlflow}"
+
+
+serving_commands.register(app)
 
 
 def main() -> None:

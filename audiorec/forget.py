@@ -10,6 +10,7 @@ them goes with the next training, and the receipt says so.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -133,26 +134,25 @@ def _holding(store: Store, manifest: Manifest, files: list[str], names: frozense
 class Forgotten:
     """Whether a user is forgotten, as a service asks it; the list is read again every few seconds.
 
-    A list that cannot be read any more counts as it was read last.
+    A list that cannot be read any more counts as it was read last; one that was never read, as one of everybody.
     """
 
     def __init__(
         self, settings: Settings, seconds: float = 5.0, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._store = Store(settings.store.uri, settings.store.scratch)
-        self._pseudonyms = Pseudonyms.of(settings)
+        self._pseudonyms = Pseudonyms.read(settings)
         self._seconds, self._clock = seconds, clock
-        self._names, self._read = forgotten(self._store), clock()
+        self._names: frozenset[str] | None = None
+        self._looked = -1e9
 
     def __call__(self, user_id: str) -> bool:
-        if self._clock() - self._read >= self._seconds:
-            try:
+        if self._clock() - self._looked >= self._seconds:
+            self._looked = self._clock()
+            # Whatever a remote store's client raises while it is away.
+            with contextlib.suppress(Exception):
                 self._names = forgotten(self._store)
-            except OSError:
-                return self._is(user_id)
-            self._read = self._clock()
-        return self._is(user_id)
-
-    def _is(self, user_id: str) -> bool:
+        if self._names is None:
+            return True
         # By the source's id or by pseudonym: a page or a client may use either.
         return self._pseudonyms.name(user_id) in self._names or user_id in self._names

@@ -46,7 +46,52 @@ class Pseudonyms:
         """
         if settings.privacy.user_ids == "as_given":
             return cls(None)
-        return cls(_key(settings))
+        path = Path(settings.privacy.key_file)
+        store = Store(settings.store.uri, settings.store.scratch)
+        pointer = store.read_pointer(_POINTER)
+        expected = json.loads(pointer)["key"] if pointer else None
+        if not path.exists():
+            if expected:
+                raise BadSettings(
+                    f"privacy.key_file {path} does not exist, but the store at {settings.store.uri} was made with a key "
+                    f"({expected}); put that key's file back, or start a new store"
+                )
+            _make_key(path)
+        found = cls.read(settings)
+        if expected is None:
+            store.write_pointer(_POINTER, (json.dumps({"key": found.key_name}) + "\n").encode())
+        elif expected != found.key_name:
+            raise BadSettings(
+                f"privacy.key_file {path} holds another key ({found.key_name}) than the store at {settings.store.uri} was "
+                f"made with ({expected}); give the right key, or start a new store: under two keys one user would be two"
+            )
+        return found
+
+    @classmethod
+    def read(cls, settings: Settings) -> Pseudonyms:
+        """The same without a look at the store, for who must answer while it is away.
+
+        Raises:
+            BadSettings: the file is missing or holds no key.
+        """
+        if settings.privacy.user_ids == "as_given":
+            return cls(None)
+        path = Path(settings.privacy.key_file)
+        try:
+            key = bytes.fromhex(path.read_text(encoding="ascii").strip())
+        except (OSError, ValueError):
+            key = b""
+        if len(key) != _KEY_BYTES:
+            raise BadSettings(
+                f"privacy.key_file {path} holds no key; expected {2 * _KEY_BYTES} hexadecimal digits, such as "
+                "`openssl rand -hex 32` prints"
+            )
+        return cls(key)
+
+    @property
+    def key_name(self) -> str:
+        """Says which key it is and nothing of what it is: the key has 256 random bits."""
+        return hashlib.sha256(b"audiorec key " + (self.key or b"")).hexdigest()[:12]
 
     def name(self, user_id: str) -> str:
         """The pseudonym of an id as the source has it; white space around it does not count."""
@@ -54,39 +99,6 @@ class Pseudonyms:
         if self.key is None:
             return bare
         return hmac.new(self.key, bare.encode(), hashlib.sha256).hexdigest()[:_LENGTH]
-
-
-def _key(settings: Settings) -> bytes:
-    path = Path(settings.privacy.key_file)
-    store = Store(settings.store.uri, settings.store.scratch)
-    pointer = store.read_pointer(_POINTER)
-    expected = json.loads(pointer)["key"] if pointer else None
-    if not path.exists():
-        if expected:
-            raise BadSettings(
-                f"privacy.key_file {path} does not exist, but the store at {settings.store.uri} was made with a key "
-                f"({expected}); put that key's file back, or start a new store"
-            )
-        _make_key(path)
-    try:
-        key = bytes.fromhex(path.read_text(encoding="ascii").strip())
-    except ValueError:
-        key = b""
-    if len(key) != _KEY_BYTES:
-        raise BadSettings(
-            f"privacy.key_file {path} holds no key; expected {2 * _KEY_BYTES} hexadecimal digits, such as "
-            "`openssl rand -hex 32` prints"
-        )
-    # Says which key it is and nothing of what it is: the key has 256 random bits.
-    name = hashlib.sha256(b"audiorec key " + key).hexdigest()[:12]
-    if expected is None:
-        store.write_pointer(_POINTER, (json.dumps({"key": name}) + "\n").encode())
-    elif expected != name:
-        raise BadSettings(
-            f"privacy.key_file {path} holds another key ({name}) than the store at {settings.store.uri} was made with "
-            f"({expected}); give the right key, or start a new store: under two keys one user would be two"
-        )
-    return key
 
 
 def _make_key(path: Path) -> None:

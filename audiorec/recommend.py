@@ -1,34 +1,74 @@
-"""Recommendations from a released version: a user vector computed now, the nearest audiobooks, a reason each.
+"""Recommendations from a released version: a user vector computed now, the best audiobooks, a reason each.
 
-What the demo and the terminal use. Reasons rest on evidence only: a title of the user's own history with which the
-recommended one shares listeners (edges of fewer than five users are never shown) or lies close in HGNN space;
-where there is no such title, popularity says so.
+The one implementation behind the HTTP service, the terminal and the demo. Answering has three steps, so that the
+service can search for many requests at once: `prepare` makes a request's query, a search finds rows, `finish` names
+and explains them. A `Recommender` never changes, so any number of threads may ask it.
 """
 
 from __future__ import annotations
 
-import functools
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
 
 from audiorec import index as nearest
+from audiorec.affinities import unit_rows
 from audiorec.champion import Bundle, read_pointer
-from audiorec.errors import BadData, BadSettings
-from audiorec.features import UserFeatures
+from audiorec.errors import AudiorecError, BadData, BadSettings, ExitCode
 from audiorec.judging import load_towers
+from audiorec.new_titles import NewTitle, NewTitles, TextEncoder
+from audiorec.profiles import KINDS, ItemType, Places, Profile, Profiles, Signal, Touched
 from audiorec.pseudonyms import Pseudonyms
-from audiorec.settings import Settings
+from audiorec.reasons import MIN_EDGE_USERS, Reason, Reasons, Titles
+from audiorec.release_files import MODEL, ReleaseFiles
+from audiorec.search import ExactSearch, Found, GraphSearch, Query, Search, inner_products
+from audiorec.settings import Settings, Text
 from audiorec.store import Store
 
-MIN_EDGE_USERS = 5
-"""Co-listening that rests on fewer people is never shown (ops: privacy)."""
-_CLOSE = 0.5
-"""Least cosine in HGNN space at which two titles are called alike."""
-_NEW_DAYS = 90
-"""Days after its publication in which a title is called new."""
+__all__ = ["Answer", "Asked", "NewTitle", "Recommendation", "Recommender", "Touch", "UnknownTitle"]
+
+
+class UnknownTitle(AudiorecError):
+    """A title, a language or the like that the release does not know."""
+
+    exit_code = ExitCode.BAD_SETTINGS
+
+
+@dataclass(frozen=True)
+class Touch:
+    """A title that a user touched, by its id."""
+
+    item_type: ItemType
+    item_id: str
+    signal: Signal = "stream"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a request says; all of it may be missing.
+
+    Args:
+        history: titles touched since the release was built, the newest first.
+        artists: plays by artist id (track id where `music.unit` is track).
+        without: titles of the history (type, id) to be taken as never touched.
+        exclude: audiobooks not to be shown.
+        new_titles: audiobooks that the release does not hold, ranked among the others by their text.
+        reasons: whether each title gets one.
+    """
+
+    user_id: str | None = None
+    history: Sequence[Touch] = ()
+    artists: dict[str, float] = field(default_factory=dict)
+    without: Sequence[tuple[str, str]] = ()
+    country: str | None = None
+    age: float | None = None
+    k: int = 10
+    language: str | None = None
+    exclude: Sequence[str] = ()
+    new_titles: Sequence[NewTitle] = ()
+    reasons: bool = True
 
 
 @dataclass(frozen=True)
@@ -40,24 +80,45 @@ class Recommendation:
     author: str | None
     score: float
     reason: str
+    detail: Reason | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
-class Evidence:
-    """A title of the user's history."""
+class Prepared:
+    """A request on its way: who asks, with which vector, and what is to be found."""
 
-    item_type: str
-    idx: int
+    asked: Asked
+    profile: Profile
+    query: Query
+    known: bool
+    basis: tuple[str, ...]
+    ignored: dict[str, list[str]]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Recommendations, best first, and what they rest on.
+
+    `known`: the release knows the user. `basis`: what of the user was used, of "audiobooks", "podcasts", "music",
+    "age", "country"; `popular`: nothing but perhaps a country was known, so these are the popular titles there.
+    `ignored`: ids of the request that the release does not know, by field.
+    """
+
+    titles: list[Recommendation]
+    known: bool
+    basis: tuple[str, ...]
+    popular: bool
+    ignored: dict[str, list[str]]
+
+
+@dataclass(frozen=True)
+class Similar:
+    """A title near another: cosine in HGNN space, and people who streamed both (0: too few to be said)."""
+
+    item_id: str
     title: str
-    signal: str
-
-
-_DID = {
-    "stream": "listened to",
-    "follow": "follow",
-    "preview": "previewed",
-    "intent_to_pay": "looked at buying",
-}
+    similarity: float
+    users: int
 
 
 class Recommender:
@@ -67,30 +128,53 @@ class Recommender:
         store: where its files are; every one is checked against its hash when it is loaded.
         bundle: its manifests.
         version: its number in the registry.
-        pseudonyms: how users are named in it.
+        encoder: a text encoder to share with another version of the same text model.
+        pseudonyms: how its users are named.
     """
 
     def __init__(
-        self, store: Store, bundle: Bundle, version: str, pseudonyms: Pseudonyms = Pseudonyms(None)
+        self,
+        store: Store,
+        bundle: Bundle,
+        version: str,
+        encoder: TextEncoder | None = None,
+        pseudonyms: Pseudonyms = Pseudonyms(None),
     ) -> None:
         self.version, self.as_of = version, bundle.as_of
-        self._pseudonyms = pseudonyms
-        self._store, self._manifests = store, bundle.manifests
-        self._towers = load_towers(store, bundle.manifests["train_two_tower"])
-        self._index = nearest.read(self._open("build_index", "audiobooks.faiss"))
-        self._books = pd.read_parquet(self._open("extract", "audiobooks.parquet"))
-        self._podcasts = pd.read_parquet(self._open("extract", "podcasts.parquet"))
-        self._users = pd.read_parquet(self._open("refresh", "users.parquet"))
-        self._row = pd.Index(self._users["user_id"])
-        self._features = self._array("refresh", "user_features.npy")
-        self._available = self._array("refresh", "available.npy")
-        self._popularity = pd.read_parquet(self._open("refresh", "popularity.parquet"))
-        self._by_country = pd.read_parquet(self._open("refresh", "popularity_by_country.parquet"))
-        self._streamed = pd.read_parquet(self._open("refresh", "streamed.parquet")).set_index("user_idx")[
-            "audiobook_idx"
-        ]
-        self._history = pd.read_parquet(self._open("refresh", "history.parquet")).set_index("user_idx")
-        self._hgnn = {kind: self._array("refresh", f"{kind}_hgnn.npy") for kind in ("audiobook", "podcast")}
+        files = ReleaseFiles(store, bundle)
+        self.towers = load_towers(store, files.manifest("train_two_tower"), MODEL)
+        tables = {kind: files.table("extract", f"{kind}s.parquet") for kind in KINDS}
+        self.books, self.podcasts = tables["audiobook"], tables["podcast"]
+        self._ids: dict[str, list[str]] = {k: table[f"{k}_id"].tolist() for k, table in tables.items()}
+        self._idx = {kind: {key: row for row, key in enumerate(ids)} for kind, ids in self._ids.items()}
+        self.item_vectors = files.array("refresh", "item_vectors.npy")
+        self.available = np.array(files.array("refresh", "available.npy"))
+        self.search: Search = self._load_search(files)
+        self.places = Places(files, self.towers)
+        self.profiles = Profiles(files, self.towers, self.places, pseudonyms)
+        self.reasons = Reasons(
+            files, self.towers, self.places, self.profiles, self.item_vectors, self.books, self.podcasts
+        )
+        settings = Text(**files.manifest("embed_text").settings["text"])
+        self.encoder = encoder if encoder and encoder.settings == settings else TextEncoder(settings)
+        self._new_titles = NewTitles(files, self.towers, self.places, self.encoder)
+        self._hgnn = {kind: files.array("refresh", f"{kind}_hgnn.npy") for kind in KINDS}
+        self._similar = {
+            "audiobook": ExactSearch(self._hgnn["audiobook"], self.available),
+            "podcast": ExactSearch(self._hgnn["podcast"], np.ones(len(self.podcasts), bool)),
+        }
+        self._language = self.books["language"].to_numpy(object)
+        self._author = self.books["author"].to_numpy(object)
+        self._recent = files.table("refresh", "popularity.parquet")
+        self._by_country = files.table("refresh", "popularity_by_country.parquet")
+        self._countries = frozenset(self._by_country["country"])
+        self._popular_orders: dict[str | None, tuple[np.ndarray, np.ndarray]] = {}
+
+    def _load_search(self, files: ReleaseFiles) -> Search:
+        if files.manifest("build_index").facts["kind"] == "IndexFlatIP":
+            return ExactSearch(self.item_vectors, self.available)
+        found = nearest.read(files.open("build_index", "audiobooks.faiss"))
+        return GraphSearch(found, self.item_vectors, self.available)
 
     @classmethod
     def champion(cls, settings: Settings) -> Recommender:
@@ -106,124 +190,232 @@ class Recommender:
                 f"no version was promoted into {store.root} yet; run the chain (`audiorec run`) first"
             )
         version, release = pointed
-        return cls(store, Bundle.load(store, release), version, Pseudonyms.of(settings))
+        return cls(store, Bundle.load(store, release), version, pseudonyms=Pseudonyms.of(settings))
 
-    def _open(self, task: str, name: str) -> Any:
-        return self._store.open(self._manifests[task], name)
+    # --- answering
 
-    def _array(self, task: str, name: str) -> np.ndarray:
-        return np.load(self._open(task, name), mmap_mode="r", allow_pickle=False)
+    def answer(self, asked: Asked) -> Answer:
+        """The best titles for one request. Raises UnknownTitle for a language that no title has."""
+        prepared = self.prepare(asked)
+        return self.finish(prepared, self.find([prepared])[0])
+
+    def prepare(self, asked: Asked) -> Prepared:
+        """Who asks and what is to be found. Raises UnknownTitle for a language that no title has."""
+        row = None if asked.user_id is None else self.profiles.row(asked.user_id)
+        profile = self.profiles.stranger() if row is None else self.profiles.of_user(row)
+        profile = self.profiles.with_demographics(profile, asked.country, asked.age)
+        profile, no_artists = self.profiles.with_artists(profile, asked.artists)
+        ignored = {"history": [], "artists": no_artists}
+        touched = []
+        for one in asked.history:
+            idx = self._idx[one.item_type].get(one.item_id)
+            if idx is None:
+                ignored["history"].append(one.item_id)
+            else:
+                touched.append(Touched(one.item_type, idx, one.signal))
+        profile = self.profiles.with_titles(profile, touched)
+        if asked.without:
+            taken = [(kind, self._idx[kind][key]) for kind, key in asked.without if key in self._idx[kind]]
+            profile = self.profiles.without_titles(profile, taken)
+        allowed = None if asked.language is None else self._in_language(asked.language)
+        left_out = [self._idx["audiobook"][key] for key in asked.exclude if key in self._idx["audiobook"]]
+        query = Query(
+            self.vector(profile),
+            asked.k,
+            np.union1d(profile.streamed, np.array(left_out, np.int64)),
+            allowed,
+        )
+        return Prepared(
+            asked,
+            profile,
+            query,
+            row is not None,
+            self._basis(profile),
+            {name: ids for name, ids in ignored.items() if ids},
+        )
+
+    def find(self, prepared: Sequence[Prepared]) -> list[Found]:
+        """The rows for many requests at once; an answer does not depend on what it was asked beside."""
+        found: list[Found | None] = [None] * len(prepared)
+        scanned = []
+        for number, one in enumerate(prepared):
+            if _only_popular(one.basis):
+                found[number] = self._popular(one.query, one.profile.country)
+            else:
+                scanned.append(number)
+        for number, rows in zip(
+            scanned, self.search.search([prepared[i].query for i in scanned]), strict=True
+        ):
+            found[number] = rows
+        return [one for one in found if one is not None]
+
+    def finish(self, prepared: Prepared, found: Found) -> Answer:
+        """Name and explain what was found, new titles among it."""
+        asked, popular = prepared.asked, _only_popular(prepared.basis)
+        titles, scores = self._titles(found.rows), found.scores
+        fresh: list[NewTitle] = []
+        if not popular and asked.new_titles:
+            fresh = [
+                one
+                for one in asked.new_titles
+                if one.audiobook_id not in asked.exclude
+                and one.audiobook_id not in self._idx["audiobook"]
+                and asked.language in (None, one.language)
+            ]
+        if fresh:
+            added = self._new_titles.place(fresh)
+            scores = np.concatenate([scores, inner_products(added.vectors, prepared.query.vector)])
+            titles = Titles(
+                *(
+                    np.concatenate([getattr(titles, name), getattr(added, name)])
+                    for name in ("rows", "vectors", "hgnn", "text")
+                )
+            )
+        order = np.argsort(-scores, kind="stable")[: asked.k]
+        chosen = Titles(titles.rows[order], titles.vectors[order], titles.hgnn[order], titles.text[order])
+        names = [self._named(int(row)) for row in found.rows] + [
+            (one.audiobook_id, one.title, one.author) for one in fresh
+        ]
+        reasons: list[Reason | None] = [None] * len(order)
+        texts = [""] * len(order)
+        if popular:
+            texts = [self.reasons.popular_reason(int(row), prepared.profile.country) for row in chosen.rows]
+        elif asked.reasons:
+            reasons = [*self.reasons.explain(prepared.profile, prepared.query.vector, chosen)]
+            texts = [one.text if one else "" for one in reasons]
+        recommended = [
+            Recommendation(key, title, author, float(scores[place]), said, reason)
+            for (key, title, author), place, said, reason in zip(
+                (names[place] for place in order.tolist()), order.tolist(), texts, reasons, strict=True
+            )
+        ]
+        return Answer(recommended, prepared.known, prepared.basis, popular, prepared.ignored)
+
+    def read_texts(self, new: Sequence[NewTitle]) -> None:
+        """Encode the texts of new titles, so that `finish` finds them; loads the text model the first time."""
+        self._new_titles.read(new)
+
+    def vector(self, profile: Profile) -> np.ndarray:
+        """The user tower's vector [D]. One user at a time: in a batch its last bits would depend on the others."""
+        return np.asarray(self.towers.user_vectors(profile.features)[0], np.float32)
+
+    def score(self, profile: Profile, rows: np.ndarray) -> np.ndarray:
+        """Scores of some audiobooks for a user, [K], in float64."""
+        return inner_products(np.asarray(self.item_vectors[rows]), self.vector(profile))
+
+    def _titles(self, rows: np.ndarray) -> Titles:
+        places = self.places.of("audiobook", rows)
+        return Titles(
+            rows,
+            np.asarray(self.item_vectors[rows]),
+            np.asarray(self._hgnn["audiobook"][rows]),
+            unit_rows(places[:, self.places.columns("text")]),
+        )
+
+    def _basis(self, profile: Profile) -> tuple[str, ...]:
+        kinds = {one.item_type for one in profile.history}
+        there = {
+            "audiobooks": "audiobook" in kinds,
+            "podcasts": "podcast" in kinds,
+            "music": self.profiles.has_music(profile),
+            "age": profile.has_age,
+            "country": profile.country is not None,
+        }
+        return tuple(name for name, is_there in there.items() if is_there)
+
+    def _in_language(self, language: str) -> np.ndarray:
+        allowed = np.asarray(self._language == language)
+        if not allowed.any():
+            known = sorted({one for one in self._language if isinstance(one, str)})
+            raise UnknownTitle(f"no audiobook is in language {language!r}; known: {', '.join(known)}")
+        return allowed
+
+    # --- popularity alone
+
+    def _popular(self, query: Query, country: str | None) -> Found:
+        """Titles by new listeners in the country, then by plays everywhere; figures of fewer than five people count 0.
+
+        The score is the number of new listeners in the country plus a fraction below 1 that orders the rest.
+        """
+        order, scores = self._popular_order(country)
+        keep = ~np.isin(order, query.barred)
+        if query.allowed is not None:
+            keep &= query.allowed[order]
+        rows = order[keep][: query.k]
+        return Found(rows, scores[rows])
+
+    def _popular_order(self, country: str | None) -> tuple[np.ndarray, np.ndarray]:
+        """Available rows, the most popular first, and a score of every row; kept by country."""
+        key = country if country in self._countries else None
+        if key not in self._popular_orders:
+            self._popular_orders[key] = self._make_popular_order(key)
+        return self._popular_orders[key]
+
+    def _make_popular_order(self, country: str | None) -> tuple[np.ndarray, np.ndarray]:
+        plays = self._recent["streams_30_days"].to_numpy(np.float64)
+        plays = np.where(self._recent["listeners"].to_numpy() >= MIN_EDGE_USERS, plays, 0.0)
+        scores = plays / (plays.max(initial=0.0) + 1.0)
+        own = self._by_country[
+            (self._by_country["country"] == country) & (self._by_country["listeners"] >= MIN_EDGE_USERS)
+        ]
+        scores[own["audiobook_idx"].to_numpy(np.int64)] += own["listeners"].to_numpy(np.float64)
+        order = np.argsort(-scores, kind="stable")
+        return order[self.available[order]], scores
+
+    # --- similar titles
+
+    def similar(self, kind: ItemType, item_id: str, k: int = 10) -> list[Similar]:
+        """The titles of the same type that are nearest in HGNN space. Raises UnknownTitle."""
+        row = self._idx[kind].get(item_id)
+        if row is None:
+            raise UnknownTitle(f"there is no {kind} {item_id!r} in the release of {self.as_of}")
+        return self._near(kind, np.asarray(self._hgnn[kind][row]), k, row)
+
+    def similar_to_text(self, title: NewTitle, k: int = 10) -> list[Similar]:
+        """The audiobooks nearest to one that the release does not hold, by its text alone."""
+        return self._near("audiobook", self._new_titles.place([title]).hgnn[0], k, -1)
+
+    def _near(self, kind: ItemType, vector: np.ndarray, k: int, row: int) -> list[Similar]:
+        barred = np.array([row] if row >= 0 else [], np.int64)
+        found = self._similar[kind].search([Query(vector, k, barred)])[0]
+        users = self.reasons.edges[kind, kind].users_between(np.array([row]), found.rows)[0]
+        return [
+            Similar(self.item_id(kind, int(one)), self.title(kind, int(one)), float(score), int(people))
+            for one, score, people in zip(found.rows, found.scores, users, strict=True)
+        ]
+
+    # --- names
+
+    def title(self, kind: str, idx: int) -> str:
+        """A title's name, its id where it has none."""
+        return self.reasons.titles[kind][idx]
+
+    def idx(self, kind: str, item_id: str) -> int:
+        """The row of a title. Raises KeyError."""
+        return self._idx[kind][item_id]
+
+    def item_id(self, kind: str, idx: int) -> str:
+        """The id that a title has outside."""
+        return self._ids[kind][idx]
+
+    def _named(self, idx: int) -> tuple[str, str, str | None]:
+        return self.item_id("audiobook", idx), self.title("audiobook", idx), _text(self._author[idx])
+
+    # --- for the terminal
 
     def row(self, user_id: str) -> int:
-        """Row of a user, by the source's id or by pseudonym.
-
-        Raises:
-            BadSettings: this version does not know the user.
-        """
-        found = self._row.get_indexer([self._pseudonyms.name(user_id), user_id])
-        row = int(found.max())
-        if row < 0:
+        """Row of a user. Raises BadSettings if this version does not know the user."""
+        row = self.profiles.row(user_id)
+        if row is None:
             raise BadSettings(
-                f"user {user_id!r} is not among the {len(self._row)} users known on {self.as_of}"
+                f"user {user_id!r} is not among the {len(self.profiles.users)} users known on {self.as_of}"
             )
         return row
 
     def recommend(self, user_id: str, k: int = 10) -> list[Recommendation]:
-        """The k best titles that the user never streamed, best first."""
-        row = self.row(user_id)
-        vector = self._towers.user_vectors(
-            UserFeatures(
-                self._users["country_idx"].to_numpy(np.int64)[[row]], np.array(self._features[[row]])
-            )
-        )
-        barred = set(self._of(self._streamed, row))
-        wanted = min(len(self._books), k + len(barred) + int((~self._available).sum()))
-        scores, found = self._index.search(np.ascontiguousarray(vector, np.float32), wanted)
-        chosen = [
-            (int(i), float(s))
-            for i, s in zip(found[0], scores[0], strict=True)
-            if i >= 0 and i not in barred and self._available[i]
-        ]
-        evidence = self.evidence(row)
-        country = _text(self._users["country"].iloc[row])
-        return [
-            Recommendation(
-                self._books["audiobook_id"].iloc[idx],
-                self._title("audiobook", idx),
-                _text(self._books["author"].iloc[idx]),
-                score,
-                self.reason(idx, evidence, country),
-            )
-            for idx, score in chosen[:k]
-        ]
-
-    def _title(self, kind: str, idx: int) -> str:
-        """A title's name, its id where it has none."""
-        row = (self._books if kind == "audiobook" else self._podcasts).iloc[idx]
-        return _text(row["title"]) or str(row[f"{kind}_id"])
-
-    @staticmethod
-    def _of(series: pd.Series, row: int) -> list[int]:
-        if row not in series.index:
-            return []
-        return [int(value) for value in np.atleast_1d(series.loc[row])]
-
-    def evidence(self, row: int) -> list[Evidence]:
-        """The user's latest titles, newest first."""
-        if row not in self._history.index:
-            return []
-        rows = self._history.loc[[row]].sort_values("day", ascending=False, kind="stable")
-        return [
-            Evidence(kind, int(idx), self._title(kind, int(idx)), signal)
-            for kind, idx, signal in zip(rows["item_type"], rows["item_idx"], rows["signal"], strict=True)
-        ]
-
-    @functools.lru_cache(maxsize=4)  # noqa: B019 - one recommender lives as long as its version serves
-    def _edges(self, other: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        name = f"release.audiobook_{other}"
-        return (
-            self._array("build_graph", f"{name}.indptr.npy"),
-            self._array("build_graph", f"{name}.indices.npy"),
-            self._array("build_graph", f"{name}.users.npy"),
-        )
-
-    def shared_listeners(self, idx: int, evidence: Evidence) -> int:
-        """People who streamed both titles; 0 where they are too few to be shown."""
-        indptr, indices, users = self._edges(evidence.item_type)
-        neighbours = indices[indptr[idx] : indptr[idx + 1]]
-        place = int(np.searchsorted(neighbours, evidence.idx))
-        if place < len(neighbours) and neighbours[place] == evidence.idx:
-            number = int(users[indptr[idx] + place])
-            return number if number >= MIN_EDGE_USERS else 0
-        return 0
-
-    def reason(self, idx: int, evidence: list[Evidence], country: str | None) -> str:
-        """Why this title, in a sentence."""
-        if evidence:
-            shared = [(self.shared_listeners(idx, one), one) for one in evidence]
-            number, best = max(shared, key=lambda pair: pair[0])
-            if number:
-                return f"You {_DID[best.signal]} “{best.title}” ({best.item_type}); {number} people listened to both."
-            cosines = [
-                float(self._hgnn["audiobook"][idx] @ self._hgnn[one.item_type][one.idx]) for one in evidence
-            ]
-            closest = int(np.argmax(cosines))
-            if cosines[closest] >= _CLOSE:
-                near = evidence[closest]
-                return f"You {_DID[near.signal]} “{near.title}” ({near.item_type}); it attracts the same listeners."
-        if country:
-            local = self._by_country[self._by_country["country"] == country]
-            place = np.flatnonzero(local["audiobook_idx"].to_numpy() == idx)
-            if len(place) and place[0] < 50 and int(local["listeners"].iloc[place[0]]) >= MIN_EDGE_USERS:
-                return f"Popular in {country}: number {place[0] + 1} of the last 30 days there."
-        recent = int(self._popularity["streams_30_days"].iloc[idx])
-        # A handful of plays is not popularity, and may be one person's.
-        if recent >= MIN_EDGE_USERS and int(self._popularity["listeners"].iloc[idx]) >= MIN_EDGE_USERS:
-            return f"Popular now: {recent} plays in the last 30 days."
-        published = self._books["published_on"].iloc[idx]
-        if pd.notna(published) and (self.as_of - pd.Timestamp(published).date()).days <= _NEW_DAYS:
-            return f"New: published on {pd.Timestamp(published).date()}."
-        return "From the catalogue: little is known of this title yet."
+        """The k best titles that a known user never streamed, best first. Raises BadSettings for a stranger."""
+        self.row(user_id)
+        return self.answer(Asked(user_id=user_id, k=k)).titles
 
     def example_users(self) -> dict[str, str | None]:
         """A user of each kind: warm, one who ever touched music and podcasts only, one who never did anything.
@@ -231,27 +423,20 @@ class Recommender:
         Warm and seen are over all history, as in the protocol: a user whose last event lies before the window is no
         user without any. The first two have something in the window, for reasons to name.
         """
-        warm = set(self._users.index[self._users["warm"]])
-        podcast = set(self._history.index[self._history["item_type"] == "podcast"])
-        # The music flag is a scaled column; its raw value is 1 where a music vector exists.
-        spec, width = self._towers.spec, self._towers.spec.config.music_dimensions
-        flag = (
-            np.asarray(self._features[:, 2 + width]) / spec.user_scale[2 + width] + spec.user_mean[2 + width]
-            > 0.5
-        )
-        has_music = set(np.flatnonzero(flag))
-        described = self._users["country"].notna() & self._users["birth_year"].notna()
-        nothing = self._users.index[described & ~self._users["seen"]]
-        counts = self._history.groupby(level=0).size()
+        users = self.profiles.users
+        titles, podcasts, music = self.profiles.activity()
+        warm = users["warm"].to_numpy(bool)
+        described = (users["country"].notna() & users["birth_year"].notna()).to_numpy()
+        nothing = np.flatnonzero(described & ~users["seen"].to_numpy(bool))
 
-        def busiest(rows: set[Any]) -> str | None:
-            kept = counts[counts.index.isin(rows)].sort_values(ascending=False, kind="stable")
-            return self._users["user_id"].iloc[int(kept.index[0])] if len(kept) else None
+        def busiest(chosen: np.ndarray) -> str | None:
+            rows = np.flatnonzero(chosen & (titles > 0))
+            return str(users["user_id"].iloc[rows[np.argmax(titles[rows])]]) if len(rows) else None
 
         return {
             "a warm user": busiest(warm),
-            "a user who knows only music and podcasts": busiest((podcast & has_music) - warm),
-            "a user with nothing but a country and an age": self._users["user_id"].iloc[nothing[0]]
+            "a user who knows only music and podcasts": busiest((podcasts > 0) & music & ~warm),
+            "a user with nothing but a country and an age": str(users["user_id"].iloc[nothing[0]])
             if len(nothing)
             else None,
         }
@@ -259,12 +444,17 @@ class Recommender:
     def about(self, user_id: str) -> str:
         """A line on what is known of a user."""
         row = self.row(user_id)
-        user = self._users.iloc[row]
-        touched = self.evidence(row)
+        user = self.profiles.users.iloc[row]
+        touched = {(one.item_type, one.idx) for one in self.profiles.of_user(row).history}
         born = user["birth_year"]
         age = f"{self.as_of.year - int(born)} years" if pd.notna(born) else "age unknown"
-        number = {kind: sum(one.item_type == kind for one in touched) for kind in ("audiobook", "podcast")}
+        number = {kind: sum(one == kind for one, _ in touched) for kind in KINDS}
         return f"{_text(user['country']) or 'country unknown'}, {age}, {number['audiobook']} audiobook(s), {number['podcast']} podcast(s) lately"
+
+
+def _only_popular(basis: Sequence[str]) -> bool:
+    """Whether nothing is known that a person could be told apart by."""
+    return not set(basis) - {"country"}
 
 
 def _text(value: object) -> str | None:

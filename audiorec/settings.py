@@ -36,9 +36,13 @@ PROMOTE_WORDS: tuple[str, ...] = get_args(PromoteWord)
 HOLD_DAYS = 7
 """How long a rollback keeps the daily run from promoting: a weekend and the days to find what was wrong. A choice."""
 
-WHERE = frozenset({"source", "store", "mlflow", "alerts", "services", "resources", "duckdb", "privacy"})
+WHERE = frozenset(
+    {"source", "store", "mlflow", "alerts", "services", "serving", "resources", "duckdb", "privacy"}
+)
 PRESETS = Path(__file__).parent / "presets"
 SETTINGS_VARIABLE = "AUDIOREC_SETTINGS"
+KEYS_VARIABLE = "AUDIOREC_API_KEYS"
+"""API keys of the service by environment; no setting, because settings are printed and hashed."""
 
 
 def setting(default: Any, text: str, *, unit: str = "", origin: Origin = "choice", **limits: Any) -> Any:
@@ -139,6 +143,7 @@ class Services(Group):
         None, "Celery's broker: tasks run on Celery workers; none: beside the scheduler (LocalExecutor)"
     )
     workers: int = setting(2, "Celery workers on this machine, where there is a broker", ge=0)
+    serving_port: int = setting(8000, "recommendation service", gt=0, lt=65536)
 
     @model_validator(mode="after")
     def _celery_needs_a_database(self) -> Services:
@@ -148,6 +153,32 @@ class Services(Group):
                 "several processes can write to, such as Postgres"
             )
         return self
+
+
+class Serving(Group):
+    follow: Literal["registry", "pointer"] = setting(
+        "registry",
+        "whose champion is served: the registry's alias, or the pointer in the store where MLflow is out of reach",
+    )
+    poll_seconds: float = setting(5.0, "pause between two looks at the champion", unit="s", gt=0)
+    require_key: bool = setting(True, "refuse requests without an API key")
+    hidden_file: str | None = setting(
+        None, "file of audiobook ids, one a line, that are never shown; read again when it changes"
+    )
+    forgotten_file: str | None = setting(
+        None, "file of user ids, one a line, whose data is not used; read again when it changes"
+    )
+    surfaces: tuple[str, ...] = setting(
+        ("home", "search", "title", "other"), "places that ask, as metrics count them"
+    )
+    requests_per_second: float = setting(200.0, "of one API key, on average", unit="requests/s", gt=0)
+    burst: int = setting(400, "requests of one key at once", gt=0)
+    max_body_kb: int = setting(256, "a longer request is refused", unit="KiB", gt=0)
+    timeout_seconds: float = setting(10.0, "a request that takes longer is given up", unit="s", gt=0)
+    max_waiting: int = setting(512, "requests that wait for a search; more are turned away", gt=0)
+    max_batch: int = setting(32, "requests searched at once", gt=0)
+    workers: int = setting(2, "threads that search", gt=0)
+    threads: int = setting(1, "threads of torch in each", gt=0)
 
 
 class TaskResources(Group):
@@ -497,6 +528,7 @@ class Settings(BaseSettings):
     mlflow: MLflow = Field(default_factory=MLflow)
     alerts: Alerts = Field(default_factory=Alerts)
     services: Services = Field(default_factory=Services)
+    serving: Serving = Field(default_factory=Serving)
     resources: dict[str, TaskResources] = Field(default_factory=_resources)
     duckdb: DuckDB = Field(default_factory=DuckDB)
     privacy: Privacy = Field(default_factory=Privacy)
@@ -637,7 +669,7 @@ class _FileSettings(Settings):
 
 def _environment() -> dict[str, Any]:
     """The AUDIOREC_ variables as nested values, parsed by pydantic-settings."""
-    known = {SETTINGS_VARIABLE, "AUDIOREC_RESULT", "AUDIOREC_PROGRESS"}
+    known = {SETTINGS_VARIABLE, KEYS_VARIABLE, "AUDIOREC_RESULT", "AUDIOREC_PROGRESS"}
     groups = {name.upper() for name in Settings.model_fields}
     unknown = [
         name

@@ -1,1 +1,1 @@
-"""The HTTP service and its pages (not part of the daily workflow yet)."""
+"""The HTTP service: recommendations from the champion, and a client for them."""

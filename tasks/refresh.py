@@ -12,8 +12,9 @@ from datetime import date, timedelta
 import numpy as np
 import pandas as pd
 
+from audiorec import features, music
 from audiorec.catalogue import SIGNALS, Extract, day_number, load_extract
-from audiorec.cuts import cuts
+from audiorec.cuts import Cut, cuts
 from audiorec.embeddings import embed_cut, load_cut_graph, load_model, load_text
 from audiorec.errors import BadData
 from audiorec.features import FeatureBuilder, Vectors
@@ -26,7 +27,7 @@ from expectations.embeddings import check_embeddings
 
 _SAMPLE_QUERIES = 2_000
 _HISTORY_TITLES = 50
-"""Latest titles of one user and type kept as evidence for reasons."""
+"""Latest titles of one user, type and channel (streamed, or with a weak signal) that are kept."""
 
 
 def run(settings: Settings, inputs: Inputs, out: Output) -> Manifest:
@@ -72,6 +73,9 @@ def run(settings: Settings, inputs: Inputs, out: Output) -> Manifest:
     extract.users[["user_id", "country", "birth_year"]].assign(
         country_idx=users.country_idx, seen=seen, warm=warm
     ).to_parquet(out.path("users.parquet"), index=False)
+    np.save(
+        out.path("music_length.npy"), _music_length(extract, builder, all_cuts.release), allow_pickle=False
+    )
     active = np.flatnonzero(seen)
     sample = (
         active[np.linspace(0, len(active) - 1, min(len(active), _SAMPLE_QUERIES)).astype(int)]
@@ -90,7 +94,12 @@ def run(settings: Settings, inputs: Inputs, out: Output) -> Manifest:
     _history(extract, all_cuts.release.first_day).to_parquet(out.path("history.parquet"), index=False)
     _popularity(extract, builder, day).to_parquet(out.path("popularity.parquet"), index=False)
     _popularity_by_country(extract, day).to_parquet(out.path("popularity_by_country.parquet"), index=False)
-    out.path("release.json").write_text(json.dumps({"as_of": out.key, "day": day}, sort_keys=True) + "\n")
+    described = {
+        "as_of": out.key,
+        "day": day,
+        "unheard_country_lift": _unheard_country_lift(extract, towers.spec, day),
+    }
+    out.path("release.json").write_text(json.dumps(described, sort_keys=True) + "\n")
     progress.advance(note="histories and popularity")
     return out.commit(
         counts={
@@ -113,15 +122,20 @@ def _streamed(extract: Extract) -> pd.DataFrame:
 
 
 def _history(extract: Extract, first_day: date) -> pd.DataFrame:
-    """user_idx, item_type, item_idx, signal, day: each user's latest touched titles, the evidence behind reasons."""
+    """user_idx, item_type, item_idx, signal, day: each user's latest touched titles, the evidence behind reasons.
+
+    A title that was streamed and got a weak signal has two rows, because it enters two of the means among the user's
+    features: whoever adds a title to these, or takes one out, has to know which.
+    """
     parts = []
     for kind in ("audiobook", "podcast"):
         events = extract.events(kind, first_day, extract.as_of)
         latest = events.sort_values(
             ["user_idx", "day", "signal", "item_idx"], ascending=[True, False, True, True], kind="stable"
         )
-        latest = latest.drop_duplicates(["user_idx", "item_idx"], keep="first")
-        latest = latest[latest.groupby("user_idx", sort=False).cumcount() < _HISTORY_TITLES]
+        latest = latest.assign(weak=latest["signal"] > 0)
+        latest = latest.drop_duplicates(["user_idx", "item_idx", "weak"], keep="first")
+        latest = latest[latest.groupby(["user_idx", "weak"], sort=False).cumcount() < _HISTORY_TITLES]
         parts.append(
             pd.DataFrame(
                 {
@@ -134,6 +148,36 @@ def _history(extract: Extract, first_day: date) -> pd.DataFrame:
             )
         )
     return pd.concat(parts, ignore_index=True)
+
+
+def _music_length(extract: Extract, builder: FeatureBuilder, cut: Cut) -> np.ndarray:
+    """float32 [users]: length of the sum of artist vectors behind each user's music vector, which has unit length.
+
+    With it a request can add what it heard a minute ago.
+    """
+    plays = music.plays_matrix(
+        extract.events("music", cut.first_day, cut.last_day, artist_of_track=True),
+        len(extract.users),
+        len(extract.artists),
+    )
+    known = builder.artist_known
+    summed = plays[:, known] @ builder.artist_vectors[known].astype(np.float64)
+    return np.linalg.norm(np.asarray(summed), axis=1).astype(np.float32)
+
+
+def _unheard_country_lift(extract: Extract, spec: features.FeatureSpec, day: int) -> list[float]:
+    """The place in the space of countries of a title that nobody has streamed, for titles that come after the build.
+
+    `FeatureBuilder.items` gives the log of (0 + prior * share) / (streams of the country + prior) / share.
+    """
+    firsts = extract.first_streams
+    country = extract.users["country"].iloc[firsts.loc[firsts["day"] < day, "user_idx"]]
+    counts = country.value_counts()
+    prior = features._LIFT_PRIOR
+    return [
+        float(np.log(prior / (counts.get(spec.countries[index - 1], 0) + prior)))
+        for index in spec.lift_countries
+    ]
 
 
 def _popularity(extract: Extract, builder: FeatureBuilder, day: int) -> pd.DataFrame:

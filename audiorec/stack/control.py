@@ -31,6 +31,7 @@ from audiorec.stack.layout import (
     login,
     mlflow_address,
     serves_mlflow,
+    serving_address,
     write_private,
 )
 from audiorec.stack.preflight import preflight
@@ -54,6 +55,7 @@ class Status:
     """Every service answers."""
     airflow: str
     mlflow: str
+    serving: str
     services: dict[str, str] = field(default_factory=dict)
     """`healthy`, or what is wrong, by service."""
     processes: dict[str, int] = field(default_factory=dict)
@@ -102,7 +104,7 @@ def start(
             sweep(state["stack_id"], _leaders(state))
             layout.state.unlink(missing_ok=True)
         preflight(settings)
-        say("starting Airflow and MLflow on this machine ...")
+        say("starting Airflow, MLflow and the recommendation service on this machine ...")
         _launch(settings, layout, env, configuration)
         found = _wait(settings, layout, wait_seconds)
     seconds = round(time.monotonic() - began, 1)
@@ -133,12 +135,13 @@ def status(settings: Settings) -> Status:
     """How the services are, asked once."""
     layout = Layout.of(settings)
     state = _read(layout)
-    airflow, mlflow = airflow_address(settings), mlflow_address(settings)
+    airflow, mlflow, serving = airflow_address(settings), mlflow_address(settings), serving_address(settings)
     if state is None or _supervisor(state) is None:
-        return Status(False, False, airflow, mlflow, error=(state or {}).get("error"))
+        return Status(False, False, airflow, mlflow, serving, error=(state or {}).get("error"))
     services: dict[str, str] = {}
     if serves_mlflow(settings):
-        services["mlflow"] = _mlflow_health(mlflow)
+        services["mlflow"] = _health(f"{mlflow}/health")
+    services["serving"] = _health(f"{serving}/livez")
     services |= _airflow_health(airflow)
     for name, known in state["services"].items():
         if known["identity"] is not None and (name == "watchdog" or name.startswith("worker-")):
@@ -151,6 +154,7 @@ def status(settings: Settings) -> Status:
         healthy=bool(services) and set(services.values()) == {"healthy"},
         airflow=airflow,
         mlflow=mlflow,
+        serving=serving,
         services=services,
         processes={"supervisor": state["supervisor"]["pid"], **processes},
         error=state["error"],
@@ -185,6 +189,7 @@ def components(settings: Settings) -> dict[str, list[str]]:
             ]
     if settings.alerts.watch:
         found["watchdog"] = [sys.executable, "-m", "audiorec.oncall.watchdog"]
+    found["serving"] = [sys.executable, "-m", "serving"]
     return found
 
 
@@ -315,9 +320,9 @@ def _lock(layout: Layout) -> Iterator[None]:
         lock.release()
 
 
-def _mlflow_health(address: str) -> str:
+def _health(address: str) -> str:
     try:
-        answer = httpx.get(f"{address}/health", timeout=3.0, trust_env=False)
+        answer = httpx.get(address, timeout=3.0, trust_env=False)
     except httpx.HTTPError as error:
         return f"does not answer ({type(error).__name__})"
     return "healthy" if answer.status_code == 200 else f"answers {answer.status_code}"

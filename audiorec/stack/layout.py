@@ -69,6 +69,11 @@ class Layout:
     def passwords(self) -> Path:
         return self.run / "airflow-passwords.json"
 
+    @property
+    def serving_keys(self) -> Path:
+        """API keys of the recommendation service by the name of their holder."""
+        return self.run / "serving-keys.json"
+
     def make(self) -> None:
         """Create the folders; only the owner may look into `run`."""
         for folder in (self.home, self.logs, self.airflow, self.mlflow):
@@ -121,6 +126,8 @@ def ensure_secrets(layout: Layout) -> dict[str, str]:
         write_private(path, json.dumps(keys))
     if not layout.passwords.exists():
         write_private(layout.passwords, json.dumps({USER: secrets.token_urlsafe(12)}))
+    if not layout.serving_keys.exists():
+        write_private(layout.serving_keys, json.dumps({"demo": secrets.token_urlsafe(24)}))
     return dict(keys)
 
 
@@ -133,6 +140,10 @@ def mlflow_address(settings: Settings) -> str:
     if serves_mlflow(settings):
         return f"http://{settings.services.host}:{settings.services.mlflow_port}"
     return settings.mlflow.uri
+
+
+def serving_address(settings: Settings) -> str:
+    return f"http://{settings.services.host}:{settings.services.serving_port}"
 
 
 def serves_mlflow(settings: Settings) -> bool:
@@ -231,6 +242,9 @@ def _where(settings: Settings) -> dict[str, str]:
         ("privacy", "key_file"),
     ):
         groups[group][field] = _absolute(groups[group][field])
+    for field in ("hidden_file", "forgotten_file"):
+        if groups["serving"][field] is not None:
+            groups["serving"][field] = _absolute(groups["serving"][field])
     groups["mlflow"]["uri"] = mlflow_address(settings)
     return {f"AUDIOREC_{name.upper()}": json.dumps(value) for name, value in sorted(groups.items())}
 

@@ -82,12 +82,16 @@ def memory_problems() -> list[str]:
 
 def port_problems(settings: Settings) -> list[str]:
     services = settings.services
-    wanted = {"airflow_port": services.airflow_port}
+    wanted = {"airflow_port": services.airflow_port, "serving_port": services.serving_port}
     if serves_mlflow(settings):
         wanted["mlflow_port"] = services.mlflow_port
-    if len(set(wanted.values())) < len(wanted):
-        return [f"services.airflow_port and services.mlflow_port are both {services.airflow_port}"]
     problems = []
+    for port in sorted(set(wanted.values())):
+        same = [f"services.{name}" for name, number in wanted.items() if number == port]
+        if len(same) > 1:
+            problems.append(f"{' and '.join(same)} are both {port}")
+    if problems:
+        return problems
     for name, port in wanted.items():
         if not port_is_free(services.host, port):
             problems.append(

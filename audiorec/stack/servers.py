@@ -83,7 +83,8 @@ class Servers:
             ports = _free_ports(3)
             write_private(path, json.dumps({"ports": ports, "password": secrets.token_hex(16)}))
         known = json.loads(path.read_text(encoding="utf-8"))
-        return cls(home, *known["ports"], known["password"])
+        postgres, redis, s3 = known["ports"]
+        return cls(home, postgres, redis, s3, known["password"])
 
     # --- how they are run
 

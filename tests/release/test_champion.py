@@ -15,7 +15,7 @@ from audiorec.recommend import Recommender
 from audiorec.store import MANIFEST, Store
 
 if TYPE_CHECKING:
-    from conftest import Releases
+    from released import Releases
 
 MODEL_NAME = "audiobook_recommender"
 

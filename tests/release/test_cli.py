@@ -19,7 +19,7 @@ from audiorec.cli import app
 from audiorec.store import Store
 
 if TYPE_CHECKING:
-    from conftest import Releases
+    from released import Releases
 
 MODEL_NAME = "audiobook_recommender"
 

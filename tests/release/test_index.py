@@ -20,7 +20,7 @@ from audiorec.settings import Index
 from audiorec.store import Store
 
 if TYPE_CHECKING:
-    from conftest import Releases
+    from released import Releases
 
 EXACT = Index(exact_limit=10_000)
 APPROXIMATE = Index(exact_limit=10)

@@ -36,7 +36,7 @@ from models.metrics import hit_rate_at_k, paired_bootstrap_interval
 from tasks import promote
 
 if TYPE_CHECKING:
-    from conftest import Releases
+    from released import Releases
 
 
 @dataclass

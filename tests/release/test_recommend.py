@@ -15,13 +15,16 @@ import pytest
 
 from audiorec.catalogue import load_extract
 from audiorec.champion import describe, write_pointer
-from audiorec.demo import recommendation_table, show_metrics, show_recommendations
+from audiorec.demo import show_metrics, show_recommendations
 from audiorec.errors import BadData, BadSettings
-from audiorec.recommend import MIN_EDGE_USERS, Evidence, Recommender
+from audiorec.profiles import Profile, Touched
+from audiorec.reasons import MIN_EDGE_USERS, Titles, _country_places, _names
+from audiorec.recommend import Asked, NewTitle, Recommender, Touch, UnknownTitle
+from audiorec.search import ExactSearch
 from audiorec.store import Store
 
 if TYPE_CHECKING:
-    from conftest import Releases
+    from released import Releases
 
 MODEL_NAME = "audiobook_recommender"
 
@@ -45,12 +48,13 @@ def recommender(releases: Releases) -> Recommender:
 
 
 def scores_of(recommender: Recommender, row: int) -> np.ndarray:
+    """Of all titles for a user of the release, by the stored features alone."""
     from audiorec.features import UserFeatures
 
-    items = np.load(recommender._open("refresh", "item_vectors.npy"))
-    country = recommender._users["country_idx"].to_numpy(np.int64)[[row]]
-    vector = recommender._towers.user_vectors(UserFeatures(country, np.array(recommender._features[[row]])))
-    return (vector @ items.T)[0]
+    users = recommender.profiles.users
+    country = users["country_idx"].to_numpy(np.int64)[[row]]
+    dense = np.array(recommender.profiles._dense[[row]])
+    return (recommender.towers.user_vectors(UserFeatures(country, dense)) @ recommender.item_vectors.T)[0]
 
 
 # --- which titles ----------------------------------------------------------------------------------------
@@ -79,12 +83,10 @@ def test_the_best_of_what_is_left_for_everybody(recommender: Recommender, world:
 def test_never_a_title_that_is_not_out(recommender: Recommender, world: Any):
     user = world.users["user_id"].iloc[0]
     before = [one.audiobook_id for one in recommender.recommend(user, 100)]
-    out = np.array(recommender._available)
-    unavailable = [recommender._books["audiobook_id"].tolist().index(one) for one in before[:20]]
-    out[unavailable] = False
-    recommender._available = out
-    after = [one.audiobook_id for one in recommender.recommend(user, 10)]
-    assert after == before[20:30]
+    out = np.array(recommender.available)
+    out[[world.audiobooks["audiobook_id"].tolist().index(one) for one in before[:20]]] = False
+    recommender.search = ExactSearch(recommender.item_vectors, out)
+    assert [one.audiobook_id for one in recommender.recommend(user, 10)] == before[20:30]
 
 
 def test_k_titles_or_all_there_are(recommender: Recommender, world: Any):
@@ -95,7 +97,7 @@ def test_k_titles_or_all_there_are(recommender: Recommender, world: Any):
     assert [len(recommender.recommend(user, k)) for k in (1, 7)] == [1, 7]
     assert recommender.recommend(user, 7)[:3] == recommender.recommend(user, 3)
     everything = recommender.recommend(user, 1_000)
-    assert len(everything) == int(recommender._available.sum()) - len(known)
+    assert len(everything) == int(recommender.available.sum()) - len(known)
 
 
 def test_an_unknown_user_is_named(recommender: Recommender, world: Any):
@@ -106,17 +108,206 @@ def test_an_unknown_user_is_named(recommender: Recommender, world: Any):
         recommender.about("nobody")
 
 
-def test_a_title_without_a_name_goes_by_its_id(recommender: Recommender, world: Any):
-    user = world.users["user_id"].iloc[0]
-    recommender._books = recommender._books.assign(title=None, author=np.nan)
-    recommender._podcasts = recommender._podcasts.assign(title=np.nan)
-    found = recommender.recommend(user, 5)
-    assert [one.title for one in found] == [one.audiobook_id for one in found]
-    assert {one.author for one in found} == {None}
-    listener = world.users["user_id"].iloc[int(recommender._history.index[0])]
-    ids = {*recommender._books["audiobook_id"], *recommender._podcasts["podcast_id"]}
-    assert {one.title for one in recommender.evidence(recommender.row(listener))} <= ids
-    assert recommendation_table("For somebody", found).row_count == 5
+def test_a_title_without_a_name_goes_by_its_id():
+    table = pd.DataFrame({"audiobook_id": ["a1", "a2", "a3"], "title": ["Named", np.nan, ""]})
+    assert _names(table, "audiobook") == ["Named", "a2", "a3"]
+
+
+# --- what a request brings -------------------------------------------------------------------------------
+
+
+def raw(recommender: Recommender, profile: Profile) -> np.ndarray:
+    return recommender.towers.spec.raw_users(profile.dense)
+
+
+def test_a_history_that_a_request_brings_makes_the_features_of_the_release(
+    recommender: Recommender, world: Any
+):
+    """A stranger who brings a user's whole history, music, country and age gets that user's features and titles."""
+    settings = world.settings.time
+    start = date.fromordinal(world.as_of.toordinal() - settings.window_days + 1)
+    plays = world.events("music", start, world.as_of, artist_of_track=True)
+    checked = 0
+    for row in range(0, len(world.users), 23):
+        own = recommender.profiles.of_user(row)
+        user = world.users.iloc[row]
+        if len(own.history) in (0, *range(40, 200)):
+            continue
+        heard = plays[plays["user_idx"] == row]["item_idx"].value_counts()
+        born = user["birth_year"]
+        asked = Asked(
+            history=[
+                Touch(one.item_type, recommender.item_id(one.item_type, one.idx), one.signal)
+                for one in own.history
+            ],
+            artists={str(world.artists.iloc[artist]): float(count) for artist, count in heard.items()},
+            country=user["country"] if isinstance(user["country"], str) else None,
+            age=None if pd.isna(born) else recommender.as_of.year - float(born),
+            exclude=[recommender.item_id("audiobook", idx) for idx in own.streamed],
+        )
+        prepared = recommender.prepare(asked)
+        np.testing.assert_allclose(raw(recommender, prepared.profile), raw(recommender, own), atol=2e-4)
+        assert prepared.profile.country_idx == own.country_idx
+        assert not prepared.known
+        theirs = recommender.recommend(user["user_id"], 5)
+        found = recommender.answer(asked).titles[:5]
+        np.testing.assert_allclose([one.score for one in found], [one.score for one in theirs], atol=1e-3)
+        checked += 1
+    assert checked > 5
+
+
+def test_titles_come_and_go_without_a_trace(recommender: Recommender, world: Any):
+    """Two titles added and taken out again leave the features as they were; a second time adds nothing."""
+    profiles = recommender.profiles
+    row = recommender.row(str(recommender.example_users()[WARM]))
+    before = profiles.of_user(row)
+    touched = {(one.item_type, one.idx) for one in before.history}
+    fresh = [
+        Touched("audiobook", idx, "stream")
+        for idx in range(len(world.audiobooks))
+        if ("audiobook", idx) not in touched
+    ]
+    added = profiles.with_titles(before, fresh[:2])
+    assert not np.allclose(added.dense, before.dense)
+    assert set(added.streamed) == {*before.streamed, fresh[0].idx, fresh[1].idx}
+    again = profiles.with_titles(added, fresh[:2])
+    np.testing.assert_array_equal(again.dense, added.dense)
+    assert again.history == added.history
+    gone = profiles.without_titles(added, [("audiobook", one.idx) for one in fresh[:2]])
+    np.testing.assert_allclose(raw(recommender, gone), raw(recommender, before), atol=1e-5)
+    nobody = profiles.without_titles(before, [(one.item_type, one.idx) for one in before.history])
+    channels = [profiles.columns(history) for history in recommender.towers.spec.layout.histories]
+    for means, count in channels:
+        left = raw(recommender, nobody)
+        np.testing.assert_allclose(left[[*range(means.start, means.stop), count]], 0.0, atol=1e-5)
+
+
+def test_a_stranger_has_the_features_of_a_user_without_any(recommender: Recommender, world: Any):
+    quiet = np.flatnonzero(
+        (world.first_seen_day > 10**8) & world.users["birth_year"].isna() & world.users["country"].isna()
+    )
+    stranger = recommender.profiles.stranger()
+    for row in quiet:
+        np.testing.assert_allclose(stranger.dense, recommender.profiles.of_user(row).dense, atol=1e-6)
+    asked = recommender.prepare(Asked(country="DE", age=30)).profile
+    assert raw(recommender, asked)[0] == pytest.approx((30 - 40) / 20, abs=1e-6)
+    assert raw(recommender, asked)[1] == pytest.approx(0, abs=1e-6)
+    assert recommender.towers.spec.countries[asked.country_idx - 1] == "DE"
+
+
+def test_nothing_known_is_popular_in_the_country_and_says_so(recommender: Recommender, world: Any):
+    """By new listeners there, of five people or more, then by plays everywhere; nobody's history is needed."""
+    answer = recommender.answer(Asked(country="DE", k=30))
+    assert (answer.popular, answer.basis, answer.known) == (True, ("country",), False)
+    own = recommender._by_country
+    own = own[(own["country"] == "DE") & (own["listeners"] >= MIN_EDGE_USERS)]
+    out = own[recommender.available[own["audiobook_idx"]]]
+    assert len(out) > 3
+    ids = [recommender.item_id("audiobook", idx) for idx in out["audiobook_idx"]]
+    plays = recommender._recent["streams_30_days"].to_numpy()
+    leading = [one.audiobook_id for one in answer.titles[: len(ids)]]
+    assert [int(one.score) for one in answer.titles[: len(ids)]] == out["listeners"].tolist()
+    assert set(leading) == set(ids)
+    rest = [recommender._idx["audiobook"][one.audiobook_id] for one in answer.titles[len(ids) :]]
+    assert [plays[idx] for idx in rest] == sorted((plays[idx] for idx in rest), reverse=True)
+    assert answer.titles[0].reason == "Popular in DE: number 1 of the last 30 days there."
+    # Where nothing is known of the country either, plays decide; and a user id that nobody knows changes nothing.
+    everywhere = recommender.answer(Asked(user_id="nobody", k=30))
+    assert (everywhere.popular, everywhere.basis, everywhere.known) == (True, (), False)
+    assert everywhere.titles[0].reason.startswith("Popular now: ")
+    assert recommender.answer(Asked(country="Atlantis", k=30)).titles == everywhere.titles
+    assert recommender.answer(Asked(age=40, country="DE")).popular is False
+
+
+def test_what_a_request_streamed_or_leaves_out_is_not_shown(recommender: Recommender):
+    user = str(recommender.example_users()[WARM])
+    first = [one.audiobook_id for one in recommender.recommend(user, 6)]
+    asked = Asked(user_id=user, k=20, history=[Touch("audiobook", first[0])], exclude=[first[1]])
+    after = [one.audiobook_id for one in recommender.answer(asked).titles]
+    assert not {first[0], first[1]} & set(after)
+    # An audiobook that was only followed may be recommended, and what the release does not know is named.
+    followed = Asked(
+        user_id=user, k=60, history=[Touch("audiobook", first[0], "follow"), Touch("podcast", "x")]
+    )
+    answer = recommender.answer(followed)
+    assert first[0] in [one.audiobook_id for one in answer.titles]
+    assert answer.ignored == {"history": ["x"]}
+    assert recommender.answer(Asked(artists={"nobody": 1.0})).ignored == {"artists": ["nobody"]}
+
+
+def test_only_titles_in_a_language(recommender: Recommender, world: Any):
+    language = dict(zip(world.audiobooks["audiobook_id"], world.audiobooks["language"], strict=True))
+    for user in (None, str(recommender.example_users()[WARM])):
+        found = recommender.answer(Asked(user_id=user, k=100, language="de")).titles
+        assert len(found) > 2
+        assert {language[one.audiobook_id] for one in found} == {"de"}
+    with pytest.raises(UnknownTitle, match=r"no audiobook is in language 'tlh'; known: .*de"):
+        recommender.answer(Asked(language="tlh"))
+
+
+def test_a_new_title_gets_the_vector_that_the_release_would_have_given_it(
+    recommender: Recommender, world: Any
+):
+    """Titles of the catalogue without a listener or an edge, offered as if they were new: same vectors, same scores."""
+    heard = set(world.first_streams["audiobook_idx"])
+    indptr = [recommender.reasons.edges["audiobook", kind]._indptr for kind in ("audiobook", "podcast")]
+    lonely = [
+        idx
+        for idx in range(len(world.audiobooks))
+        if idx not in heard and all(one[idx] == one[idx + 1] for one in indptr)
+    ]
+    if not lonely:
+        pytest.skip("every title of these tables has a listener")
+    books = world.audiobooks.iloc[lonely].astype(object).where(world.audiobooks.iloc[lonely].notna(), None)
+    new = [
+        NewTitle(
+            f"new {book.audiobook_id}",
+            book.title or "",
+            book.description or "",
+            None,
+            book.language,
+            book.genre,
+            None if book.published_on is None else pd.Timestamp(book.published_on).date(),
+        )
+        for book in books.itertuples()
+    ]
+    placed = recommender._new_titles.place(new)
+    np.testing.assert_allclose(placed.vectors, recommender.item_vectors[lonely], atol=2e-4)
+
+
+def test_a_new_title_is_ranked_among_the_others(recommender: Recommender):
+    user = str(recommender.example_users()[WARM])
+    best = recommender.recommend(user, 1)[0]
+    new = NewTitle("fresh", best.title, "", "Somebody", "en")
+    found = recommender.answer(Asked(user_id=user, k=100, new_titles=[new]))
+    (own,) = [one for one in found.titles if one.audiobook_id == "fresh"]
+    assert (own.title, own.author) == (best.title, "Somebody")
+    assert [one.score for one in found.titles] == sorted((one.score for one in found.titles), reverse=True)
+    for hidden in (
+        Asked(user_id=user, k=100, new_titles=[new], exclude=["fresh"]),
+        Asked(user_id=user, k=100, new_titles=[new], language="de"),
+    ):
+        assert "fresh" not in [one.audiobook_id for one in recommender.answer(hidden).titles]
+
+
+def test_similar_titles_are_the_nearest_in_hgnn_space(recommender: Recommender, world: Any):
+    for kind, ids in (
+        ("audiobook", world.audiobooks["audiobook_id"]),
+        ("podcast", world.podcasts["podcast_id"]),
+    ):
+        vectors = np.array(recommender._hgnn[kind], np.float64)
+        out = recommender.available if kind == "audiobook" else np.ones(len(ids), bool)
+        for row in range(0, len(ids), 17):
+            cosines = np.where(out, vectors @ vectors[row], -np.inf)
+            cosines[row] = -np.inf
+            found = recommender.similar(kind, ids.iloc[row], 5)
+            best = np.sort(cosines)[::-1][:5]
+            np.testing.assert_allclose([one.similarity for one in found], best, atol=1e-6)
+            assert all(one.users == 0 or one.users >= MIN_EDGE_USERS for one in found)
+    with pytest.raises(UnknownTitle, match="there is no podcast 'x' in the release of 2026-11-20"):
+        recommender.similar("podcast", "x")
+    near = recommender.similar_to_text(NewTitle("new", "The lost childhood", "", language="en"), 3)
+    assert len({one.item_id for one in near}) == 3
 
 
 # --- why -------------------------------------------------------------------------------------------------
@@ -145,129 +336,134 @@ def test_shared_listeners_are_counted_people_and_never_few(
     books = world.audiobooks["audiobook_id"].tolist()
     shown, hidden = 0, 0
     for kind, ids in (("audiobook", books), ("podcast", world.podcasts["podcast_id"].tolist())):
+        # In any order, as a history is.
+        others = np.random.default_rng(0).permutation(len(ids))
+        found = recommender.reasons.edges["audiobook", kind].users_between(np.arange(len(books)), others)
         for idx, book in enumerate(books):
-            for other, title in enumerate(ids):
-                number = recommender.shared_listeners(idx, Evidence(kind, other, "", "stream"))
-                both = len(people["audiobook"].get(book, set()) & people[kind].get(title, set()))
+            for place, other in enumerate(others):
+                number = found[idx, place]
+                both = len(people["audiobook"].get(book, set()) & people[kind].get(ids[other], set()))
                 assert number in (0, both)
                 assert number == 0 or number >= MIN_EDGE_USERS
                 shown += number > 0
                 hidden += number == 0 and 0 < both < MIN_EDGE_USERS
     assert shown > 200
     assert hidden > 200
+    assert not recommender.reasons.edges["audiobook", "podcast"].users_between(np.array([-1]), others).any()
 
 
-REASONS = {
-    "edge": r"You (listened to|follow|previewed|looked at buying) “(.+)” \((audiobook|podcast)\); (\d+) people listened to both\.",
-    "alike": r"You (listened to|follow|previewed|looked at buying) “(.+)” \((audiobook|podcast)\); it attracts the same listeners\.",
-    "country": r"Popular in (\w+): number (\d+) of the last 30 days there\.",
-    "popular": r"Popular now: (\d+) plays in the last 30 days\.",
-    "new": r"New: published on (\d{4}-\d{2}-\d{2})\.",
-    "unknown": r"From the catalogue: little is known of this title yet\.",
-}
-DID = {
-    "listened to": "stream",
-    "follow": "follow",
-    "previewed": "preview",
-    "looked at buying": "intent_to_pay",
-}
+def test_the_parts_of_a_score_sum_to_it(recommender: Recommender, world: Any):
+    for row in range(0, len(world.users), 40):
+        for one in recommender.recommend(world.users["user_id"].iloc[row], 15):
+            if one.detail is not None:
+                assert sum(one.detail.parts.values()) == pytest.approx(one.score, abs=2e-5)
 
 
-def kind_of(reason: str) -> tuple[str, tuple[str, ...]]:
-    [(kind, found)] = [
-        (kind, found) for kind, text in REASONS.items() if (found := re.fullmatch(text, reason)) is not None
-    ]
-    return kind, found.groups()
+def test_a_drop_is_what_the_affinities_lose(recommender: Recommender, world: Any):
+    """Against the whole model: the score with a title's history less the score without it, the towers' part aside."""
+    reasons, profiles = recommender.reasons, recommender.profiles
+    profile = profiles.of_user(recommender.row(str(recommender.example_users()[WARM])))
+    rows = np.arange(0, len(world.audiobooks), 7)
+    titles = recommender._titles(rows)
+    history, drops = reasons.drops(profile, titles)
+    assert len(history) == len({(one.item_type, one.idx) for one in profile.history}) > 10
+    affine = ("audiobooks", "podcasts", "music", "country")
+
+    def affinity(one: Profile) -> np.ndarray:
+        parts = reasons.parts(one, recommender.vector(one), titles.vectors)
+        return np.sum([parts[name] for name in affine], axis=0)
+
+    for place, one in enumerate(history):
+        without = profiles.without_titles(profile, [(one.item_type, one.idx)])
+        np.testing.assert_allclose(drops[:, place], affinity(profile) - affinity(without), atol=1e-3)
+
+
+POPULAR = r"Popular in (\w+): number (\d+) of the last 30 days there\.|Popular now: (\d+) plays in the last 30 days\."
 
 
 def test_every_reason_names_something_true(recommender: Recommender, world: Any):
     """Evidence is the user's own; what has none is popular or new, in figures that the release holds."""
-    titles = {
-        kind: table["title"].fillna(table[f"{kind}_id"]).tolist()
-        for kind, table in (("audiobook", world.audiobooks), ("podcast", world.podcasts))
-    }
-    history: dict[int, set[tuple[str, str, str]]] = {}
-    for user, row in recommender._history.iterrows():
-        did = (row["signal"], titles[row["item_type"]][row["item_idx"]], row["item_type"])
-        history.setdefault(int(user), set()).add(did)
     seen: Counter[str] = Counter()
-    plays = recommender._popularity.set_index("audiobook_id")["streams_30_days"]
+    plays = recommender._recent.set_index("audiobook_id")
+    places = _country_places(recommender._by_country)
     for row in range(0, len(world.users), 9):
-        for one in recommender.recommend(world.users["user_id"].iloc[row], 60):
-            kind, said = kind_of(one.reason)
-            seen[kind] += 1
-            if kind in ("edge", "alike"):
-                assert (DID[said[0]], said[1], said[2]) in history[row]
-            if kind == "edge":
-                assert int(said[3]) >= MIN_EDGE_USERS
-            if kind == "country":
-                assert said[0] == world.users["country"].iloc[row]
-            if kind == "popular":
-                assert int(said[0]) == plays[one.audiobook_id] >= MIN_EDGE_USERS
-    assert seen["edge"] > 500
-    assert min(seen["alike"], seen["country"], seen["popular"]) > 10
+        user = world.users["user_id"].iloc[row]
+        profile = recommender.profiles.of_user(row)
+        touched = {(one.item_type, one.idx, one.signal) for one in profile.history}
+        for one in recommender.recommend(user, 60):
+            evidence = one.detail.evidence if one.detail else None
+            idx = recommender._idx["audiobook"][one.audiobook_id]
+            if evidence is not None:
+                seen[evidence.link] += 1
+                assert (evidence.item_type, evidence.idx, evidence.signal) in touched
+                assert recommender.reasons.sentence(evidence) in one.reason
+                assert evidence.drop > 0
+                assert (evidence.link == "itself") == (
+                    (evidence.item_type, evidence.idx) == ("audiobook", idx)
+                )
+                if evidence.link in ("co_listened", "path"):
+                    assert evidence.users is not None
+                    assert evidence.users >= MIN_EDGE_USERS
+            else:
+                assert "You " not in one.reason
+            if (found := re.match(POPULAR, one.reason)) is not None:
+                country, place, number = found.groups()
+                seen["country" if country else "popular"] += 1
+                if country:
+                    assert country == world.users["country"].iloc[row]
+                    assert places[country, idx] == int(place)
+                else:
+                    own = plays.loc[one.audiobook_id]
+                    assert int(number) == own["streams_30_days"] >= MIN_EDGE_USERS
+                    assert own["listeners"] >= MIN_EDGE_USERS
+            assert one.reason
+    assert min(seen[link] for link in ("itself", "co_listened", "hgnn", "country", "popular")) > 10
 
 
-def reason(recommender: Recommender, idx: int, evidence: list[Evidence], country: str | None = None) -> str:
-    return recommender.reason(idx, evidence, country)
+def test_a_path_leads_over_a_title_that_both_share(recommender: Recommender):
+    reasons, checked = recommender.reasons, 0
+    for row in range(0, len(recommender.books), 5):
+        for other in range(0, len(recommender.podcasts), 7):
+            path = reasons._path(row, Touched("podcast", other, "stream"))
+            if path is None:
+                continue
+            via, users = path
+            first = reasons.edges["podcast", "audiobook"].users_between(np.array([other]), np.array([via]))[
+                0, 0
+            ]
+            second = reasons.edges["audiobook", "audiobook"].users_between(np.array([via]), np.array([row]))[
+                0, 0
+            ]
+            assert users == min(first, second) >= MIN_EDGE_USERS
+            checked += 1
+    assert checked > 5
+    assert reasons._path(-1, Touched("podcast", 0, "stream")) is None
 
 
-def test_the_title_shared_by_most_people_is_the_reason(
+def test_the_evidence_is_the_title_whose_absence_costs_most(
     recommender: Recommender, monkeypatch: pytest.MonkeyPatch
 ):
-    many, few = Evidence("podcast", 1, "Many", "follow"), Evidence("audiobook", 2, "Few", "stream")
-    shared = {"Many": 9, "Few": 5}
-    monkeypatch.setattr(recommender, "shared_listeners", lambda _, one: shared[one.title])
-    assert reason(recommender, 0, [few, many]) == "You follow “Many” (podcast); 9 people listened to both."
-    shared["Few"] = 10
-    assert (
-        reason(recommender, 0, [few, many])
-        == "You listened to “Few” (audiobook); 10 people listened to both."
-    )
-
-
-def test_without_a_shared_listener_the_nearest_title_is_the_reason(
-    recommender: Recommender, monkeypatch: pytest.MonkeyPatch
-):
-    """Cosines of title 0 to the evidence: 3/5 and 4/5; under 1/2 nothing is called alike."""
-    monkeypatch.setattr(recommender, "shared_listeners", lambda *_: 0)
-    recommender._hgnn = {
-        "audiobook": np.array([[1.0, 0.0], [0.6, 0.8]]),
-        "podcast": np.array([[0.8, 0.6], [0.49, 0.87]]),
-    }
-    book, near = Evidence("audiobook", 1, "Book", "preview"), Evidence("podcast", 0, "Near", "intent_to_pay")
-    assert reason(recommender, 0, [book, near]) == (
-        "You looked at buying “Near” (podcast); it attracts the same listeners."
-    )
-    assert (
-        reason(recommender, 0, [book]) == "You previewed “Book” (audiobook); it attracts the same listeners."
-    )
-    assert "You" not in reason(recommender, 0, [Evidence("podcast", 1, "Far", "stream")])
-
-
-def test_popularity_where_there_is_no_evidence(recommender: Recommender):
-    """First by country, of five people or more; then by plays, of five or more; then by date; and then it says so."""
-    recommender._by_country = pd.DataFrame(
-        {"country": ["DE", "DE", "DE", "SE"], "audiobook_idx": [4, 2, 0, 0], "listeners": [9, 7, 4, 30]}
-    )
-    books = len(recommender._books)
-    recommender._popularity = pd.DataFrame({"streams_30_days": [6] * books, "listeners": [5] * books})
-    assert reason(recommender, 2, [], "DE") == "Popular in DE: number 2 of the last 30 days there."
-    assert reason(recommender, 0, [], "SE") == "Popular in SE: number 1 of the last 30 days there."
-    # Four listeners in DE are too few to be spoken of; elsewhere and without a country all plays count.
-    for country in ("DE", "FR", None):
-        assert reason(recommender, 0, [], country) == "Popular now: 6 plays in the last 30 days."
-    # Six plays of four people are not shown, and four plays are not popular, whoever came before them.
-    published = pd.Series([pd.Timestamp(2026, 8, 22)] * books)
-    recommender._books = recommender._books.assign(published_on=published)
-    for plays, people in ((6, 4), (4, 9), (0, 0)):
-        recommender._popularity = pd.DataFrame(
-            {"streams_30_days": [plays] * books, "listeners": [people] * books}
-        )
-        assert reason(recommender, 0, [], "DE") == "New: published on 2026-08-22."  # 90 days before
-    for day in (pd.Timestamp(2026, 8, 21), pd.NaT):
-        recommender._books = recommender._books.assign(published_on=pd.Series([day] * books))
-        assert reason(recommender, 0, [], None) == "From the catalogue: little is known of this title yet."
+    """Three titles of a history; the dearest is linked by nothing, so the next dearest that is linked is named."""
+    history = [Touched("podcast", idx, "stream") for idx in range(3)]
+    reasons = recommender.reasons
+    monkeypatch.setattr(reasons, "drops", lambda *_: (history, np.array([[0.5, 0.2, 0.4]])))
+    monkeypatch.setattr(reasons, "_shared", lambda *_: np.array([[0, 9, 0]]))
+    cosines = {"hgnn": np.array([[0.1, 0.9, 0.6]]), "text": np.array([[0.2, 0.9, 0.9]])}
+    monkeypatch.setattr(reasons, "_cosines", lambda space, *_: cosines[space])
+    titles = Titles(np.array([0]), recommender.item_vectors[:1], np.zeros((1, 1)), np.zeros((1, 1)))
+    profile = recommender.profiles.stranger()
+    (found,) = reasons.evidence(profile, titles)
+    assert found is not None
+    assert (found.idx, found.link, found.drop, found.similarity) == (2, "hgnn", 0.4, 0.6)
+    cosines["hgnn"][0, 2] = 0.4  # only its description is alike
+    (found,) = reasons.evidence(profile, titles)
+    assert found is not None
+    assert (found.idx, found.link) == (2, "text")
+    cosines["text"][0, 2] = 0.4  # and now nothing: the second is left, for its listeners
+    (found,) = reasons.evidence(profile, titles)
+    assert found is not None
+    assert (found.idx, found.link, found.users) == (1, "co_listened", 9)
+    assert reasons.sentence(found).endswith("(podcast); 9 people listened to both.")
 
 
 # --- for whom --------------------------------------------------------------------------------------------
@@ -297,8 +493,8 @@ def test_example_users_are_judged_by_all_of_history(recommender: Recommender, wo
     busiest = recommender.row(str(recommender.example_users()[NO_AUDIOBOOK]))
     first = recommender.row(str(recommender.example_users()[NOTHING]))
     long_ago = np.arange(len(world.users)) == first
-    recommender._users["seen"] |= long_ago
-    recommender._users["warm"] |= np.arange(len(world.users)) == busiest
+    recommender.profiles.users["seen"] |= long_ago
+    recommender.profiles.users["warm"] |= np.arange(len(world.users)) == busiest
     rows = [recommender.row(str(user_id)) for user_id in recommender.example_users().values()]
     assert rows[1] != busiest
     assert rows[2] != first
@@ -308,17 +504,19 @@ def test_example_users_are_judged_by_all_of_history(recommender: Recommender, wo
 
 def test_a_listener_to_podcasts_alone_is_no_example_of_music(recommender: Recommender):
     row = recommender.row(str(recommender.example_users()[NO_AUDIOBOOK]))
-    spec, flag = recommender._towers.spec, 2 + recommender._towers.spec.config.music_dimensions
-    recommender._features = np.array(recommender._features)
-    recommender._features[row, flag] = (0.0 - spec.user_mean[flag]) * spec.user_scale[flag]
+    spec = recommender.towers.spec
+    flag, dense = spec.layout.music_flag, np.array(recommender.profiles._dense)
+    dense[row, flag] = (0.0 - spec.user_mean[flag]) * spec.user_scale[flag]
+    recommender.profiles._dense = dense
     other = recommender.example_users()[NO_AUDIOBOOK]
     assert other is not None
     assert recommender.row(other) != row
 
 
 def test_example_users_may_be_missing(recommender: Recommender):
-    recommender._history = recommender._history[recommender._history["item_type"] == "audiobook"]
-    recommender._users = recommender._users.assign(country=None)
+    titles, podcasts, music = recommender.profiles.activity()
+    recommender.profiles.activity = lambda: (titles, np.zeros_like(podcasts), music)  # type: ignore[method-assign]
+    recommender.profiles.users = recommender.profiles.users.assign(country=None)
     found = recommender.example_users()
     assert found[WARM] is not None
     assert (found[NO_AUDIOBOOK], found[NOTHING]) == (None, None)
@@ -326,12 +524,14 @@ def test_example_users_may_be_missing(recommender: Recommender):
 
 def test_about_a_user(recommender: Recommender, world: Any):
     row = recommender.row(str(recommender.example_users()[WARM]))
-    own = recommender._history.loc[[row], "item_type"].value_counts()
+    own = Counter(
+        kind for kind, _ in {(h.item_type, h.idx) for h in recommender.profiles.of_user(row).history}
+    )
     user = world.users.iloc[row]
     about = recommender.about(user["user_id"])
     assert about.startswith(f"{user['country']}, ")
     assert f"{own.get('audiobook', 0)} audiobook(s), {own.get('podcast', 0)} podcast(s) lately" in about
-    recommender._users = recommender._users.assign(country=np.nan, birth_year=np.nan)
+    recommender.profiles.users = recommender.profiles.users.assign(country=np.nan, birth_year=np.nan)
     assert recommender.about(user["user_id"]).startswith("country unknown, age unknown, ")
 
 
@@ -363,9 +563,9 @@ def test_the_demo_fails_without_such_a_user_or_with_too_few_titles(
     monkeypatch.setattr(recommender, "example_users", lambda: {WARM: None})
     with pytest.raises(BadData, match="the release of 2026-11-20 has no warm user; use a larger sample"):
         printed(show_recommendations, recommender)
-    someone = recommender._users["user_id"].iloc[0]
+    someone = recommender.profiles.users["user_id"].iloc[0]
     monkeypatch.setattr(recommender, "example_users", lambda: {WARM: someone})
-    recommender._available = np.arange(len(recommender._books)) < 4
+    recommender.search = ExactSearch(recommender.item_vectors, np.arange(len(recommender.books)) < 4)
     with pytest.raises(BadData, match=rf"a warm user \({someone}\) got \d titles with reasons, expected 10"):
         printed(show_recommendations, recommender)
 

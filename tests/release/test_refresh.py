@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ from audiorec.features import FeatureBuilder, Vectors
 from audiorec.judging import ArtistVectors, load_towers
 
 if TYPE_CHECKING:
-    from conftest import Releases
+    from released import Releases
 
 
 class Refreshed:
@@ -139,7 +140,7 @@ def test_everything_ever_streamed_is_recorded(refreshed: Refreshed):
     assert recent < by_id(refreshed, found)
 
 
-def test_history_holds_the_latest_signal_of_each_title(refreshed: Refreshed):
+def test_history_holds_the_latest_stream_and_weak_signal_of_each_title(refreshed: Refreshed):
     found = refreshed.table("history")
     for kind, titles in (
         ("audiobook", refreshed.extract.audiobooks),
@@ -147,18 +148,54 @@ def test_history_holds_the_latest_signal_of_each_title(refreshed: Refreshed):
     ):
         events = refreshed.events(kind, refreshed.settings.time.window_days)
         events = events[events["item_id"].isin(titles[f"{kind}_id"])]
-        latest = events.groupby(["user_id", "item_id"])["day"].max()
+        latest = events.groupby(["user_id", "item_id", events["event"] != "stream"])["day"].max()
         own = found[found["item_type"] == kind]
         users = refreshed.extract.users["user_id"].to_numpy()[own["user_idx"]]
         items = titles[f"{kind}_id"].to_numpy()[own["item_idx"]]
         days = pd.to_datetime(DAY_ZERO) + pd.to_timedelta(own["day"].to_numpy(), unit="D")
-        stored = {(u, i): d for u, i, d in zip(users, items, days, strict=True)}
+        weak = own["signal"] != "stream"
+        stored = {(u, i, w): d for u, i, w, d in zip(users, items, weak, days, strict=True)}
         assert len(own) == len(stored) == len(latest)
         assert stored == dict(latest.items())
         said = set(zip(users, items, days, own["signal"], strict=True))
         assert said <= set(
             zip(events["user_id"], events["item_id"], events["day"], events["event"], strict=True)
         )
+
+
+def test_the_length_behind_a_music_vector(refreshed: Refreshed):
+    """Times the unit vector among the features it is the sum over artists of log(1 + plays) times their vector."""
+    plays = refreshed.extract.events(
+        "music", refreshed.cuts.release.first_day, refreshed.as_of, artist_of_track=True
+    )
+    builder, spec = refreshed.builder(), refreshed.towers.spec
+    unit = spec.raw_users(refreshed.array("user_features"))[:, 2 : 2 + spec.config.music_dimensions]
+    length, checked = refreshed.array("music_length"), 0
+    for user, own in plays.groupby("user_idx"):
+        counts = own["item_idx"].value_counts()
+        known = builder.artist_known[counts.index]
+        summed = np.log1p(counts[known].to_numpy()) @ builder.artist_vectors[counts.index[known]]
+        np.testing.assert_allclose(unit[user] * length[user], summed, atol=1e-3)
+        checked += bool(known.any())
+    assert checked > 100
+    quiet = np.setdiff1d(np.arange(len(refreshed.extract.users)), plays["user_idx"])
+    assert not length[quiet].any()
+
+
+def test_the_country_lift_of_a_title_that_nobody_heard(refreshed: Refreshed):
+    """What the catalogue's own unheard titles have in the space of countries, or the least of all."""
+    described = json.loads(refreshed.inputs.open("refresh", "release.json").read_text())
+    lift = np.array(described["unheard_country_lift"])
+    own = refreshed.array("item_vectors")[:, -len(lift) :]
+    assert len(lift) == len(refreshed.towers.spec.lift_countries) > 1
+    assert (own.min(axis=0) >= lift - 1e-5).all()
+    firsts = refreshed.extract.first_streams
+    country = refreshed.extract.users["country"].to_numpy(object)[firsts["user_idx"]]
+    for column, index in enumerate(refreshed.towers.spec.lift_countries):
+        name = refreshed.towers.spec.countries[index - 1]
+        heard = set(firsts.loc[country == name, "audiobook_idx"])
+        unheard = sorted(set(range(len(own))) - heard)
+        np.testing.assert_allclose(own[unheard, column], lift[column], atol=1e-5)
 
 
 def test_popularity_counts_the_sources_streams(refreshed: Refreshed):

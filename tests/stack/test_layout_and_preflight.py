@@ -21,7 +21,12 @@ from audiorec.stack.layout import Layout, StackError
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
     return load_settings(
-        services={"home": str(tmp_path / "home"), "airflow_port": 18081, "mlflow_port": 15001},
+        services={
+            "home": str(tmp_path / "home"),
+            "airflow_port": 18081,
+            "mlflow_port": 15001,
+            "serving_port": 18001,
+        },
         source={"uri": "data/mine"},
     )
 
@@ -55,7 +60,7 @@ def test_every_service_is_on_loopback_and_knows_its_address(env: dict[str, str])
 
 def test_log_servers_which_bind_everything_are_off(settings: Settings):
     commands = control.components(settings)
-    assert set(commands) == {"mlflow", "api-server", "scheduler", "dag-processor", "triggerer"}
+    assert set(commands) == {"mlflow", "api-server", "scheduler", "dag-processor", "triggerer", "serving"}
     for name in ("scheduler", "triggerer"):
         assert "--skip-serve-logs" in commands[name]
     for name in ("mlflow", "api-server"):

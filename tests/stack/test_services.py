@@ -39,11 +39,16 @@ def free_ports(count: int) -> list[int]:
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
     home = tmp_path_factory.mktemp("home")
-    airflow_port, mlflow_port = free_ports(2)
+    airflow_port, mlflow_port, serving_port = free_ports(3)
     return load_settings(
         source={"uri": str(home / "no-such-folder")},
         store={"uri": str(home / "store"), "scratch": str(home / "scratch")},
-        services={"home": str(home), "airflow_port": airflow_port, "mlflow_port": mlflow_port},
+        services={
+            "home": str(home),
+            "airflow_port": airflow_port,
+            "mlflow_port": mlflow_port,
+            "serving_port": serving_port,
+        },
     )
 
 
@@ -61,7 +66,14 @@ def members(settings: Settings) -> list[psutil.Process]:
 
 def test_everything_is_up(running: stack.Status):
     assert running.healthy
-    assert set(running.services) == {"mlflow", "api-server", "scheduler", "dag-processor", "triggerer"}
+    assert set(running.services) == {
+        "mlflow",
+        "api-server",
+        "scheduler",
+        "dag-processor",
+        "triggerer",
+        "serving",
+    }
     assert set(running.processes) == {"supervisor", *running.services}
     assert running.seconds is not None
     assert running.seconds < 90

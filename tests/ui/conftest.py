@@ -24,12 +24,17 @@ from audiorec.stack.layout import DAG_ID
 @pytest.fixture(scope="session")
 def services(tiny: Any, tiny_source: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
     home = tmp_path_factory.mktemp("ui")
-    airflow_port, mlflow_port = free_ports(2)
+    airflow_port, mlflow_port, serving_port = free_ports(3)
     wanted = tiny.settings(
         tiny_source,
         home,
         store={"checkpoint_seconds": 0.2},
-        services={"home": str(home), "airflow_port": airflow_port, "mlflow_port": mlflow_port},
+        services={
+            "home": str(home),
+            "airflow_port": airflow_port,
+            "mlflow_port": mlflow_port,
+            "serving_port": serving_port,
+        },
         mlflow={"uri": f"http://127.0.0.1:{mlflow_port}"},
         hgnn={"max_epochs": KILLED_EPOCHS, "patience": KILLED_EPOCHS},
     )

@@ -1,0 +1,146 @@
+"""Audiobooks published after a release was built: placed by their text alone, as the release would have placed them.
+
+Their HGNN embedding is that of a title without neighbours, by induction; their popularity, their listeners' taste and
+their lift in each country are those of a title that nobody has streamed (`FeatureBuilder.items`).
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import date
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from audiorec import text
+from audiorec.affinities import COUNTRY, unit_rows
+from audiorec.catalogue import day_number
+from audiorec.embeddings import embed_cut, load_model
+from audiorec.features import ItemFeatures, lookup
+from audiorec.profiles import Places
+from audiorec.reasons import Titles
+from audiorec.release_files import ReleaseFiles
+from audiorec.settings import Text
+from audiorec.towers import Towers
+
+_REMEMBERED = 1_000
+"""Text vectors kept, so that a new title shown all day is encoded once."""
+
+
+@dataclass(frozen=True)
+class NewTitle:
+    """What is known of an audiobook that the release does not hold."""
+
+    audiobook_id: str
+    title: str
+    description: str = ""
+    author: str | None = None
+    language: str | None = None
+    genre: str | None = None
+    published_on: date | None = None
+
+
+class TextEncoder:
+    """The text model of a release, loaded when it is first needed; one encoder for all threads.
+
+    Args:
+        settings: model, revision and truncation, as `embed_text` had them.
+    """
+
+    def __init__(self, settings: Text) -> None:
+        self.settings = settings
+        self._lock = threading.Lock()
+        self._remembered: OrderedDict[str, np.ndarray] = OrderedDict()
+
+    @functools.cached_property
+    def _model(self) -> Any:
+        return text.load_model(self.settings)
+
+    def encode(self, texts: Sequence[str]) -> np.ndarray:
+        """Vectors [n, T], bit for bit those that `embed_text` would have made; zeros for the empty text."""
+        with self._lock:
+            missing = [one for one in dict.fromkeys(texts) if one not in self._remembered]
+            if missing:
+                if self.settings.model == text.RANDOM:
+                    made = np.stack([text.random_vector(one) for one in missing])
+                else:
+                    made = text.encode(self._model, missing)
+                self._remembered |= dict(zip(missing, made, strict=True))
+            found = np.stack([self._remembered[one] for one in texts])
+            while len(self._remembered) > _REMEMBERED:
+                self._remembered.popitem(last=False)
+        return found
+
+
+class NewTitles:
+    """Vectors of titles that a release does not hold.
+
+    Args:
+        files, towers, places: of the release.
+        encoder: its text model.
+    """
+
+    def __init__(self, files: ReleaseFiles, towers: Towers, places: Places, encoder: TextEncoder) -> None:
+        self._towers, self._places, self._encoder = towers, places, encoder
+        self._hgnn = load_model(files.store, files.manifest("train_hgnn"))
+        described = files.json("refresh", "release.json")
+        self._day = int(described["day"])
+        self._unheard_lift = np.array(described["unheard_country_lift"], np.float32)
+
+    def read(self, new: Sequence[NewTitle]) -> np.ndarray:
+        """Text vectors [n, T]; remembered, so that `place` has them at once."""
+        table = pd.DataFrame(
+            {"title": [one.title for one in new], "description": [one.description for one in new]}
+        )
+        return self._encoder.encode(text.catalogue_texts(table))
+
+    def place(self, new: Sequence[NewTitle]) -> Titles:
+        """Vectors of new titles, as rows that the catalogue lacks (-1)."""
+        from models.edges import EDGE_TYPES, Csr
+
+        words = self.read(new)
+        alone = {
+            edge_type: Csr(
+                np.zeros((len(new) if edge_type[0] == "audiobook" else 1) + 1, np.int64),
+                np.zeros(0, np.int32),
+            )
+            for edge_type in EDGE_TYPES
+        }
+        nobody = np.zeros((1, words.shape[1]), np.float32)
+        hgnn = embed_cut(self._hgnn, {"audiobook": words, "podcast": nobody}, alone)["audiobook"]
+        vectors = self._towers.item_vectors(self._features(new, words, hgnn))
+        places = self._places.place("audiobook", {"text": words, "hgnn": hgnn})
+        return Titles(
+            np.full(len(new), -1, np.int64),
+            vectors,
+            hgnn,
+            unit_rows(places[:, self._places.columns("text")]),
+        )
+
+    def _features(self, new: Sequence[NewTitle], words: np.ndarray, hgnn: np.ndarray) -> ItemFeatures:
+        """What `FeatureBuilder.items` makes of titles without a listener."""
+        spec = self._towers.spec
+        raw = {"text": words, "hgnn": hgnn}
+        dense = np.concatenate([words, hgnn] if spec.config.use_hgnn else [words], axis=1)
+        windows = 2 * (len(spec.config.popularity_windows) + 1)
+        counts = np.full((len(new), windows), np.log(spec.config.popularity_smoothing))
+        dated = np.array([one.published_on is not None for one in new])
+        days = np.array([self._day - day_number(one.published_on or date(2000, 1, 1)) for one in new])
+        since = np.where(dated, np.log1p(np.maximum(days, 0)), 0.0)
+        ages = np.stack([since, dated, np.zeros(len(new)), np.zeros(len(new))], axis=1)
+        places = {name: unit_rows(space.place("audiobook", raw[name])) for name, space in spec.spaces.items()}
+        places["music"] = np.zeros((len(new), spec.config.music_dimensions), np.float32)
+        places[COUNTRY] = np.tile(self._unheard_lift, (len(new), 1))
+        return ItemFeatures(
+            lookup(pd.Series([one.language for one in new], dtype=object), spec.languages),
+            lookup(pd.Series([one.genre for one in new], dtype=object), spec.genres),
+            spec.scale_items(dense),
+            np.concatenate([counts, ages], axis=1).astype(np.float32),
+            np.ones(len(new), bool),
+            places,
+        )
