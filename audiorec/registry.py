@@ -99,7 +99,13 @@ class Registry:
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / f"registry-{self.name}.lock")
         try:
-            lock.acquire(timeout=wait_seconds)
+            if wait_seconds > 1:
+                try:
+                    lock.acquire(timeout=1)
+                except Timeout:
+                    print(f"another process is moving aliases of {self.name}; waiting for it", flush=True)
+            if not lock.is_locked:
+                lock.acquire(timeout=wait_seconds)
         except Timeout:
             raise Busy(
                 f"another process has been moving aliases of {self.name} for {wait_seconds:.0f} s (it holds {lock.lock_file}); "

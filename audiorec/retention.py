@@ -13,13 +13,16 @@ machines share a store, apply it while no run is active.
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
+
+from pydantic import ValidationError
 
 from audiorec.champion import pointer_models, read_pointer
 from audiorec.errors import Corrupt
@@ -227,15 +230,29 @@ def _text_keys(embedded: Iterable[Manifest]) -> set[str]:
     from audiorec.text import model_key
 
     code = code_fingerprint("audiorec.text")
-    return {digest([model_key(Text(**manifest.settings["text"])), code]) for manifest in embedded}
+    keys = set()
+    for manifest in embedded:
+        # Settings of a code that knew other ones cannot be asked for again.
+        with contextlib.suppress(ValidationError):
+            keys.add(digest([model_key(Text(**manifest.settings["text"])), code]))
+    return keys
 
 
 def _listed(store: Store, name: Name) -> _Folder:
     found = store.fs.find(store.folder(*name), detail=True)
     prefix = store.folder(*name) + "/"
     files = {path.removeprefix(prefix): int(info.get("size") or 0) for path, info in found.items()}
-    times = [store.modified(path) for path in found] or [store.modified(store.folder(*name))]
+    times = [_written(store, path, info) for path, info in found.items()]
+    times = times or [store.modified(store.folder(*name))]
     return _Folder(files, max(times))
+
+
+def _written(store: Store, path: str, info: Mapping[str, Any]) -> datetime:
+    """When a file was written, from its listing where that says it: asking for each costs a request on object storage."""
+    if isinstance(info.get("mtime"), float):
+        return datetime.fromtimestamp(info["mtime"], UTC)
+    stamp = info.get("LastModified")
+    return stamp if isinstance(stamp, datetime) and stamp.tzinfo else store.modified(path)
 
 
 def _strays(store: Store, name: Name, folder: _Folder, unfinished: datetime) -> list[Item]:
