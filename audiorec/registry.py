@@ -283,8 +283,8 @@ class Registry:
             self._call(self._client.set_registered_model_alias, self.name, alias, version.number)
 
 
-def releases_to_keep(settings: Settings, oldest: date) -> list[dict[str, Any]]:
-    """Releases that an alias points to, or that were promoted and are of `oldest` or later, of all registered models.
+def releases_to_keep(settings: Settings, oldest: date) -> dict[str, list[dict[str, Any]]]:
+    """Releases that an alias points to, or that were promoted and are of `oldest` or later, by registered model.
 
     Models of other tables may share the store, so all of those that `promote` made count, not only the settings' own.
 
@@ -292,14 +292,14 @@ def releases_to_keep(settings: Settings, oldest: date) -> list[dict[str, Any]]:
         Unavailable: MLflow does not answer.
     """
     registry = Registry(settings)
-    kept = []
+    kept: dict[str, list[dict[str, Any]]] = {}
     token = None
     while True:
         page = registry._call(registry._client.search_registered_models, max_results=200, page_token=token)
         for model in page:
             aliased = {str(number) for number in dict(model.aliases).values()}
             other = registry if model.name == registry.name else Registry(_named(settings, model.name))
-            kept += [
+            kept[model.name] = [
                 version.release
                 for version in other.versions()
                 if "release" in version.tags

@@ -102,26 +102,31 @@ def collect(settings: Settings, *, apply: bool, now: datetime | None = None) -> 
         Busy: tasks are running; `apply` waits for them for ten minutes.
     """
     store = Store(settings.store.uri, settings.store.scratch)
-    moment = now or datetime.now(UTC)
+    moment, days = now or datetime.now(UTC), settings.store.retention_days
     if not apply:
-        return sweep(
-            store, roots(settings, store, moment), settings.store.retention_days, moment, apply=False
-        )
+        return sweep(store, *roots(settings, store, moment), days, moment, apply=False)
     with store.alone(wait_seconds=600):
-        found = roots(settings, store, moment)
-        return sweep(store, found, settings.store.retention_days, moment, apply=True)
+        return sweep(store, *roots(settings, store, moment), days, moment, apply=True)
 
 
-def roots(settings: Settings, store: Store, now: datetime) -> list[Name]:
-    """Manifests of all releases that must stay, whoever registered them: models of different tables share a store."""
+def roots(settings: Settings, store: Store, now: datetime) -> tuple[list[Name], list[Name]]:
+    """Manifests of all releases that must stay: of our own model and the store's pointers; and of other models.
+
+    Models of different tables share a store, but one MLflow may also serve several stores: of another model's
+    release the store need not have anything, and what it has stays.
+    """
     from audiorec.registry import releases_to_keep
 
-    oldest = now.date() - timedelta(days=settings.store.retention_days)
-    releases = releases_to_keep(settings, oldest)
+    kept = releases_to_keep(settings, now.date() - timedelta(days=settings.store.retention_days))
+    own = kept.pop(settings.release.model_name, [])
     for model in pointer_models(store):
         pointed = read_pointer(store, model)
         if pointed is not None:
-            releases.append(pointed[1])
+            own.append(pointed[1])
+    return _named(own), _named(release for releases in kept.values() for release in releases)
+
+
+def _named(releases: Iterable[Mapping[str, Any]]) -> list[Name]:
     return [
         (named["dataset"], named["key"], named["fingerprint"])
         for release in releases
@@ -129,8 +134,20 @@ def roots(settings: Settings, store: Store, now: datetime) -> list[Name]:
     ]
 
 
-def sweep(store: Store, needed: Iterable[Name], days: float, now: datetime, *, apply: bool) -> Collected:
-    """What cannot be reached from `needed` and is older than `days`; removed if `apply`.
+def sweep(
+    store: Store,
+    needed: Iterable[Name],
+    wanted: Iterable[Name],
+    days: float,
+    now: datetime,
+    *,
+    apply: bool,
+) -> Collected:
+    """What cannot be reached from `needed` and `wanted` and is older than `days`; removed if `apply`.
+
+    Args:
+        needed: what must be there, with all it was made of.
+        wanted: what stays if it is there.
 
     Raises:
         Corrupt: something needed is missing or damaged.
@@ -150,7 +167,7 @@ def sweep(store: Store, needed: Iterable[Name], days: float, now: datetime, *, a
 
     # --- mark
     release = set(needed)
-    pending = list(release)
+    pending = [*release, *wanted]
     pending += [
         name
         for name, folder in folders.items()
