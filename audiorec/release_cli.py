@@ -71,7 +71,11 @@ def hold(
         control = _control(settings_file)
         if clear:
             held = control.release_hold(why=reason, who="")
-            console.print(f"no longer held ({held.line()})" if held else "nothing was held", highlight=False)
+            console.print(
+                f"no longer held ({held.line()})" if held else "nothing was held",
+                highlight=False,
+                markup=False,
+            )
             return
         if days is not None and until is not None:
             raise BadSettings("--days and --until both say when the hold ends; give one of them")
