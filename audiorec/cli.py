@@ -1,6 +1,7 @@
 """The command line: `audiorec demo | run | task | status | generate | recommend | results | doctor | up | down`.
 
-Thin: every command is a function of a module below. Nothing heavy is imported until a command needs it.
+Thin: every command is a function of a module below. Nothing heavy is imported until a command needs it. Those of release
+control, of dates and of the watchdog are in `release_cli.py`, `dates_cli.py` and `oncall_cli.py`.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from rich.table import Table
 from audiorec.chain import CHAIN
 from audiorec.errors import BadSettings
 from audiorec.settings import Settings
-from audiorec.terminal import Profile, SettingsFile, console, plain_errors, settings_of
+from audiorec.terminal import Profile, SettingsFile, add_row, console, plain_errors, settings_of
 
 Day = Annotated[datetime, typer.Argument(formats=["%Y-%m-%d"])]
 MAX_DAYS = 1_000
@@ -54,10 +54,10 @@ def show_dates(settings: Settings, dates: Sequence[date]) -> None:
             groups.setdefault((one.state, one.why), []).append(one.task)
         shown = day.isoformat()
         for (state, why), tasks in groups.items():
-            table.add_row(shown, state, "all" if len(tasks) == len(CHAIN) else ", ".join(tasks), why)
+            add_row(table, shown, state, "all" if len(tasks) == len(CHAIN) else ", ".join(tasks), why)
             shown = ""
         table.add_section()
-    console.print(table, markup=False)
+    console.print(table)
 
 
 def backfill(
@@ -153,8 +153,8 @@ def _plan(settings: Settings, days: Sequence[date], made: set[date] | None) -> N
         work += len(todo)
         there = len(found) - sum(one.state in ("stale", "missing") for one in found)
         named = "all" if len(todo) == len(CHAIN) else ", ".join(todo)
-        table.add_row(day.isoformat(), f"{there} of {len(found)}", named or "nothing", *run)
-    console.print(table, markup=False)
+        add_row(table, day.isoformat(), f"{there} of {len(found)}", named or "nothing", *run)
+    console.print(table)
     console.print(
         f"{work} task(s) on {len(days)} date(s) would be computed. Stale tasks are made anew as others beside what is there; "
         "`audiorec status --dates` says why they are stale",

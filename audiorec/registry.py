@@ -99,7 +99,13 @@ class Registry:
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / f"registry-{self.name}.lock")
         try:
-            lock.acquire(timeout=wait_seconds)
+            if wait_seconds > 1:
+                try:
+                    lock.acquire(timeout=1)
+                except Timeout:
+                    print(f"another process is moving aliases of {self.name}; waiting for it", flush=True)
+            if not lock.is_locked:
+                lock.acquire(timeout=wait_seconds)
         except Timeout:
             raise Busy(
                 f"another process has been moving aliases of {self.name} for {wait_seconds:.0f} s (it holds {lock.lock_file}); "
@@ -279,12 +285,14 @@ class Registry:
 
 @dataclass(frozen=True)
 class KeptRelease:
-    """A release that must stay: its registered model and number, whether an alias points to it, its `release.json`."""
+    """A release that must stay: its registered model and number, whether an alias points to it, its `release.json`, and
+    whether the store's own pointer named it."""
 
     model: str
     number: str
     aliased: bool
     release: Mapping[str, Any]
+    pointed: bool = False
 
 
 def releases_to_keep(settings: Settings, oldest: date) -> list[KeptRelease]:
@@ -296,7 +304,7 @@ def releases_to_keep(settings: Settings, oldest: date) -> list[KeptRelease]:
         Unavailable: MLflow does not answer.
     """
     registry = Registry(settings)
-    kept = []
+    kept: list[KeptRelease] = []
     token = None
     while True:
         page = registry._call(registry._client.search_registered_models, max_results=200, page_token=token)

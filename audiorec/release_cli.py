@@ -11,7 +11,7 @@ from rich.table import Table
 
 from audiorec.errors import BadSettings
 from audiorec.settings import HOLD_DAYS
-from audiorec.terminal import SettingsFile, console, plain_errors, settings_of
+from audiorec.terminal import SettingsFile, add_row, console, plain_errors, settings_of
 
 Reason = Annotated[str, typer.Option("--reason", help="Why; it stays in the history.")]
 
@@ -71,7 +71,11 @@ def hold(
         control = _control(settings_file)
         if clear:
             held = control.release_hold(why=reason, who="")
-            console.print(f"no longer held ({held.line()})" if held else "nothing was held", highlight=False)
+            console.print(
+                f"no longer held ({held.line()})" if held else "nothing was held",
+                highlight=False,
+                markup=False,
+            )
             return
         if days is not None and until is not None:
             raise BadSettings("--days and --until both say when the hold ends; give one of them")
@@ -113,7 +117,7 @@ def history(
                 f"held until {entry.until or 'taken back'}" * (entry.until is not None),
             ]
             cells = [entry.at[:16].replace("T", " "), what, str(entry.before or "–"), str(entry.after or "–")]
-            table.add_row(*cells, entry.who, "\n".join(filter(None, why)))
+            add_row(table, *cells, entry.who, "\n".join(filter(None, why)))
         console.print(table if table.row_count else "nothing was ever promoted", markup=False)
 
 
@@ -141,7 +145,7 @@ def gc(
         for column in ("what", "why", "number", "MB"):
             table.add_column(column, justify="right" if column in ("number", "MB") else "left")
         for (what, why), (number, size) in sorted(collected.by_kind().items()):
-            table.add_row(what, why, f"{number:,}", f"{size / 1e6:,.1f}")
+            add_row(table, what, why, f"{number:,}", f"{size / 1e6:,.1f}")
         console.print(table)
         console.print(collected.line(), highlight=False, markup=False)
 

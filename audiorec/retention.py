@@ -16,13 +16,16 @@ machines share a store, apply it while no run is active.
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import ValidationError
 
 from audiorec.champion import pointer_models, read_pointer
 from audiorec.errors import Corrupt
@@ -116,17 +119,21 @@ def collect(settings: Settings, *, apply: bool, now: datetime | None = None) -> 
 def _collect(settings: Settings, store: Store, now: datetime, *, apply: bool) -> Collected:
     spoiled = made_of_forgotten(store, timedelta(days=settings.privacy.purge_days), now)
     needed: list[Name] = []
+    wanted: list[Name] = []
     for kept in roots(settings, store, now):
         names = [
             (named["dataset"], named["key"], named["fingerprint"])
             for named in kept.release["manifests"].values()
         ]
         if kept.aliased or not spoiled.intersection(names):
-            needed += names
+            # One MLflow may serve several stores: of another model's release this one need not have anything.
+            (wanted if kept.model != settings.release.model_name and not kept.pointed else needed).extend(
+                names
+            )
         elif apply:
             # First, so that nobody can go back to it while its files go.
             _reject(settings, kept)
-    return sweep(store, needed, settings.store.retention_days, now, apply=apply, spoiled=spoiled)
+    return sweep(store, needed, wanted, settings.store.retention_days, now, apply=apply, spoiled=spoiled)
 
 
 def _reject(settings: Settings, kept: KeptRelease) -> None:
@@ -142,7 +149,9 @@ def made_of_forgotten(store: Store, grace: timedelta, now: datetime) -> frozense
     from audiorec.forget import holdings, tombstone_since
 
     overdue = frozenset(name for name in forgotten(store) if tombstone_since(store, name) + grace <= now)
-    pending = [(held.dataset, held.key, held.fingerprint) for held in holdings(store, overdue)]
+    pending = (
+        [(held.dataset, held.key, held.fingerprint) for held in holdings(store, overdue)] if overdue else []
+    )
     if not pending:
         return frozenset()
     made: dict[Name, list[Name]] = {}
@@ -160,7 +169,7 @@ def made_of_forgotten(store: Store, grace: timedelta, now: datetime) -> frozense
 
 
 def roots(settings: Settings, store: Store, now: datetime) -> list[KeptRelease]:
-    """All releases that must stay, whoever registered them: models of different tables share a store."""
+    """All releases that must stay, whoever registered them (models of different tables share a store), and pointed ones."""
     from audiorec.registry import KeptRelease, releases_to_keep
 
     oldest = now.date() - timedelta(days=settings.store.retention_days)
@@ -168,20 +177,25 @@ def roots(settings: Settings, store: Store, now: datetime) -> list[KeptRelease]:
     for model in pointer_models(store):
         pointed = read_pointer(store, model)
         if pointed is not None:
-            releases.append(KeptRelease(model, pointed[0], True, pointed[1]))
+            releases.append(KeptRelease(model, pointed[0], True, pointed[1], pointed=True))
     return releases
 
 
 def sweep(
     store: Store,
     needed: Iterable[Name],
+    wanted: Iterable[Name],
     days: float,
     now: datetime,
     *,
     apply: bool,
     spoiled: frozenset[Name] = frozenset(),
 ) -> Collected:
-    """What cannot be reached from `needed` and is older than `days`, or `spoiled`; removed if `apply`.
+    """What cannot be reached from `needed` and `wanted` and is older than `days`, or `spoiled`; removed if `apply`.
+
+    Args:
+        needed: what must be there, with all it was made of.
+        wanted: what stays if it is there.
 
     Raises:
         Corrupt: something needed is missing or damaged.
@@ -201,7 +215,7 @@ def sweep(
 
     # --- mark
     release = set(needed)
-    pending = list(release)
+    pending = [*release, *wanted]
     pending += [
         name
         for name, folder in folders.items()
@@ -284,15 +298,29 @@ def _text_keys(embedded: Iterable[Manifest]) -> set[str]:
     from audiorec.text import model_key
 
     code = code_fingerprint("audiorec.text")
-    return {digest([model_key(Text(**manifest.settings["text"])), code]) for manifest in embedded}
+    keys = set()
+    for manifest in embedded:
+        # Settings of a code that knew other ones cannot be asked for again.
+        with contextlib.suppress(ValidationError):
+            keys.add(digest([model_key(Text(**manifest.settings["text"])), code]))
+    return keys
 
 
 def _listed(store: Store, name: Name) -> _Folder:
     found = store.fs.find(store.folder(*name), detail=True)
     prefix = store.folder(*name) + "/"
     files = {path.removeprefix(prefix): int(info.get("size") or 0) for path, info in found.items()}
-    times = [store.modified(path) for path in found] or [store.modified(store.folder(*name))]
+    times = [_written(store, path, info) for path, info in found.items()]
+    times = times or [store.modified(store.folder(*name))]
     return _Folder(files, max(times))
+
+
+def _written(store: Store, path: str, info: Mapping[str, Any]) -> datetime:
+    """When a file was written, from its listing where that says it: asking for each costs a request on object storage."""
+    if isinstance(info.get("mtime"), float):
+        return datetime.fromtimestamp(info["mtime"], UTC)
+    stamp = info.get("LastModified")
+    return stamp if isinstance(stamp, datetime) and stamp.tzinfo else store.modified(path)
 
 
 def _strays(store: Store, name: Name, folder: _Folder, unfinished: datetime) -> list[Item]:

@@ -11,6 +11,8 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
 
 from audiorec.errors import AudiorecError
 from audiorec.settings import SETTINGS_VARIABLE, Settings, load_settings
@@ -25,6 +27,11 @@ SettingsFile = Annotated[
 ]
 Profile = Annotated[str | None, typer.Option(help="Amount of work: smoke, standard or full.")]
 AsOf = Annotated[datetime, typer.Option("--as-of", formats=["%Y-%m-%d"], help="Last day of data, UTC.")]
+
+
+def add_row(table: Table, *cells: str) -> None:
+    """A row of plain text: what people typed may hold brackets, which rich would take for its own."""
+    table.add_row(*map(escape, cells))
 
 
 @contextmanager

@@ -93,6 +93,9 @@ def _keeps_its_verdict(version: Version, policy: str, run_type: str, again: bool
     """
     if "verdict" not in version.tags:
         return False
+    if version.rejected:
+        # Promoted once and rolled back since: it must not go on saying that it is promoted.
+        return version.tags["verdict"].startswith("refused") and not again
     only_registered = version.tags["run_type"] == "backfill" and run_type != "backfill"
     judged = version.tags["policy"] == policy and not only_registered
     return version.promoted or (judged and not again)

@@ -389,7 +389,7 @@ def call(*arguments: str) -> Any:
 def test_on_the_command_line(environment: Shop):
     assert "nothing was ever promoted" in call("history").output
     environment.add(18), environment.add(19)
-    done = call("rollback", "--reason", "empty shelves", "--hold-days", "3", "--expect", "2")
+    done = call("rollback", "--reason", "empty shelves [/red]", "--hold-days", "3", "--expect", "2")
     assert done.exit_code == 0, done.output
     assert "champion rolled back from version 2 (2026-11-19) to 1 (2026-11-18)" in done.output
     assert environment.champion() == "1"
@@ -406,6 +406,9 @@ def test_on_the_command_line(environment: Shop):
     ):
         assert part in said, part
     assert "held: " in call("hold").output
+    collected = call("gc", "--each")
+    assert collected.exit_code == 0, collected.output
+    assert "0 thing(s) of 0.0 MB could go; 2 version(s)" in collected.output
     assert "no longer held (" in call("hold", "--clear").output
     assert "nothing is held" in call("hold").output
     assert "until it is taken back" in call("hold", "--reason", "audit").output

@@ -85,25 +85,25 @@ def test_what_an_alias_or_a_newer_result_needs_stays(store: Store):
     make(store, released, [day[1]])
     make(store, shared, [day[2]], age_days=1)
     make(store, lost, [day[2], day[3]])
-    dry = sweep(store, [released], DAYS, NOW, apply=False)
+    dry = sweep(store, [released], [], DAYS, NOW, apply=False)
     assert paths(store, dry) == ["extract/2026-07-03/e3", "interactions/2026-07-03/d0"]
     assert dry.items[0].bytes == sum(f.stat().st_size for f in Path(dry.items[0].path).iterdir())
     assert dry.by_kind()["extract", "not needed and older than 90 days"] == (1, dry.items[0].bytes)
     assert store.find(*lost) is not None  # a dry run removes nothing
-    done = sweep(store, [released], DAYS, NOW, apply=True)
+    done = sweep(store, [released], [], DAYS, NOW, apply=True)
     assert (done.items, done.kept_versions) == (dry.items, 4)
     for name in (released, shared):
         whole(store, name)
     assert store.find(*lost) is None
     assert store.keys("extract") == ["2026-07-01", "2026-07-02"]
-    assert sweep(store, [released], DAYS, NOW, apply=True).items == ()
+    assert sweep(store, [released], [], DAYS, NOW, apply=True).items == ()
 
 
 def test_a_result_that_was_found_up_to_date_is_new(store: Store):
     name = ("extract", "2026-07-01", "e1")
     manifest = make(store, name)
     store.mark_used(manifest)
-    assert sweep(store, [], DAYS, datetime.now(UTC), apply=False).items == ()
+    assert sweep(store, [], [], DAYS, datetime.now(UTC), apply=False).items == ()
 
 
 def test_leftovers_of_killed_writers_go_and_work_in_progress_stays(store: Store):
@@ -125,7 +125,7 @@ def test_leftovers_of_killed_writers_go_and_work_in_progress_stays(store: Store)
         path.parent.mkdir(exist_ok=True)
         path.mkdir() if path.parent.name == "work" else path.write_text("z")
         aged(path, days)
-    found = sweep(store, [], DAYS, NOW, apply=True)
+    found = sweep(store, [], [], DAYS, NOW, apply=True)
     assert {(item.kind, item.path, item.bytes) for item in found.items} == {
         ("orphan", str(half), 10),
         ("stray file", str(stray), 7),
@@ -146,7 +146,7 @@ def test_data_docs_go_with_their_verdict_and_records_are_no_datasets(store: Stor
         page.parent.mkdir(parents=True)
         page.write_text("<html>")
         aged(page.parents[1], 100)
-    found = sweep(store, [], DAYS, NOW, apply=True)
+    found = sweep(store, [], [], DAYS, NOW, apply=True)
     assert paths(store, found) == ["data_docs/2026-07-01/v", "validate/2026-07-01/v"]
     assert store.record_names("history-m") == ["000001.json"]
 
@@ -161,7 +161,7 @@ def test_text_vectors_stay_while_a_kept_result_would_ask_for_them(store: Store):
     make(store, ("embed_text", "2026-11-01", "t"), age_days=1, settings={"text": text.model_dump()})
     make(store, ("text_vectors", key, "s1"))
     make(store, ("text_vectors", "0therm0del", "s1"))
-    assert paths(store, sweep(store, [], DAYS, NOW, apply=True)) == ["text_vectors/0therm0del/s1"]
+    assert paths(store, sweep(store, [], [], DAYS, NOW, apply=True)) == ["text_vectors/0therm0del/s1"]
 
 
 def test_nothing_goes_if_a_release_is_not_whole(store: Store):
@@ -171,8 +171,11 @@ def test_nothing_goes_if_a_release_is_not_whole(store: Store):
     with pytest.raises(
         Corrupt, match=r"interactions/2026-07-01/d1 is needed by a release .*nothing was removed"
     ):
-        sweep(store, [released], DAYS, NOW, apply=True)
+        sweep(store, [released], [], DAYS, NOW, apply=True)
     assert store.keys("extract") == ["2026-07-01", "2026-07-02"]
+    # Of a release of another model, which may lie in another store, stays what is there.
+    sweep(store, [], [released, ("extract", "2026-07-09", "e9")], DAYS, NOW, apply=True)
+    assert store.keys("extract") == ["2026-07-01"]
 
 
 @st.composite
@@ -214,7 +217,7 @@ def test_after_a_removal_all_that_is_needed_verifies_and_nothing_else_is_left(we
             new = set(inputs_of[pending.pop()]) - needed
             needed |= new
             pending += new
-        sweep(store, released, DAYS, NOW, apply=True)
+        sweep(store, released, [], DAYS, NOW, apply=True)
         for name in needed:
             whole(store, name)
         left = {(d, k, f) for d in store.datasets() for k in store.keys(d) for f in store.fingerprints(d, k)}
