@@ -143,7 +143,7 @@ WRONG = {
     "a number for a task's resources": ("[resources]\nextract = 3", r"resources\.extract: .*found 3"),
     "resources of no task": (
         "[resources.extrac]\nmemory_mb = 3",
-        r"resources names unknown tasks \['extrac'\]; known: \['build_graph'",
+        r"resources names unknown tasks \['extrac'\]; known: \['analysis', 'build_graph'",
     ),
     "an unknown profile": (
         'profile = "quick"',
