@@ -134,6 +134,7 @@ class Reasons:
     ) -> None:
         self._towers, self._places, self._profiles = towers, places, profiles
         self._affinities = towers.affinities
+        self._columns = _space_columns(towers)
         self.titles = {
             kind: _names(table, kind) for kind, table in (("audiobook", books), ("podcast", podcasts))
         }
@@ -148,40 +149,34 @@ class Reasons:
         self._as_of = files.bundle.as_of
         self._published = pd.to_datetime(books["published_on"])
         popularity = files.table("refresh", "popularity.parquet")
-        self._recent = popularity["streams_30_days"].to_numpy(np.int64)
-        self._listeners = popularity["listeners"].to_numpy(np.int64)
+        plays = popularity["streams_30_days"].to_numpy(np.int64)
+        listeners = popularity["listeners"].to_numpy(np.int64)
+        # A handful of plays is not popularity, and may be one person's.
+        enough = (plays >= MIN_EDGE_USERS) & (listeners >= MIN_EDGE_USERS)
+        self._recent = {row: int(plays[row]) for row in np.flatnonzero(enough).tolist()}
         self._country_place = _country_places(files.table("refresh", "popularity_by_country.parquet"))
 
     # --- parts of the score
 
-    def _columns(self, space: str) -> slice:
-        """Columns of a space in a title's vector."""
-        assert self._affinities is not None
-        start = self._towers.model.dim
-        widths = dict(self._affinities.layout.spaces)
-        widths |= {"music": self._affinities.layout.music, COUNTRY: len(self._affinities.countries)}
-        for name in self._affinities.spaces:
-            if name == space:
-                return slice(start, start + widths[name])
-            start += widths[name]
-        raise KeyError(space)
-
-    def parts(self, profile: Profile, user_vector: np.ndarray, vectors: np.ndarray) -> dict[str, np.ndarray]:
-        """The parts of each title's score [K] by name; they sum to the score."""
+    def _sides(self, profile: Profile, user_vector: np.ndarray) -> np.ndarray:
+        """The user's vector, each part of the score in a column of its own: [D, parts]."""
+        sides = np.zeros((len(user_vector), len(PARTS)))
         bias = self._towers.model.dim - 1
-        wide = vectors.astype(np.float64)
-        found = {name: np.zeros(len(vectors)) for name in PARTS}
-        found["towers"] = wide[:, :bias] @ user_vector[:bias].astype(np.float64)
-        found["popularity"] = wide[:, bias] * float(user_vector[bias])
+        sides[:bias, PARTS.index("towers")] = user_vector[:bias]
+        sides[bias, PARTS.index("popularity")] = user_vector[bias]
         if self._affinities is None:
-            return found
+            return sides
         raw = self._towers.spec.raw_users(profile.dense[None])
         country = np.array([profile.country_idx], np.int64)
         for channel, (space, place) in self._affinities.placed(raw, country).items():
             weight = self._affinities.weights.get(channel, 0.0)
-            part = weight * (wide[:, self._columns(space)] @ place[0].astype(np.float64))
-            found[_part_of(channel)] += part
-        return found
+            sides[self._columns[space], PARTS.index(_part_of(channel))] += weight * place[0]
+        return sides
+
+    def parts(self, profile: Profile, user_vector: np.ndarray, vectors: np.ndarray) -> dict[str, np.ndarray]:
+        """The parts of each title's score [K] by name; they sum to the score."""
+        found = vectors.astype(np.float64) @ self._sides(profile, user_vector)
+        return {name: found[:, number] for number, name in enumerate(PARTS)}
 
     def drops(self, profile: Profile, titles: Titles) -> tuple[list[Touched], np.ndarray]:
         """Distinct titles of the history, and what each title's affinities lose without them, [K, H].
@@ -207,7 +202,7 @@ class Reasons:
                 inside = self._places.columns(space)
                 weight = self._affinities.weights.get(f"{space}.{history}", 0.0)
                 lost = unit_rows(raw[means][inside][None]) - unit_rows(without[:, inside])
-                theirs = titles.vectors[:, self._columns(space)].astype(np.float64)
+                theirs = titles.vectors[:, self._columns[space]].astype(np.float64)
                 found[:, columns] += weight * (theirs @ lost.T)
         return distinct, found
 
@@ -256,32 +251,27 @@ class Reasons:
 
     def explain(self, profile: Profile, user_vector: np.ndarray, titles: Titles) -> list[Reason]:
         """A reason for each title."""
-        parts = self.parts(profile, user_vector, titles.vectors)
+        sides = self._sides(profile, user_vector)
+        parts = titles.vectors.astype(np.float64) @ sides
         # The prior lifts all titles alike; what counts is by how much a title stands out from the average one.
-        average = self.parts(profile, user_vector, self._mean_title[None])
-        above = {name: values - average[name][0] for name, values in parts.items()}
-        causes = {
-            "history": above["audiobooks"] + above["podcasts"],
-            "music": above["music"],
-            "popularity": above["popularity"] + above["country"],
-        }
+        above = (parts - self._mean_title @ sides).tolist()
         evidence = self.evidence(profile, titles)
         found = []
-        for number, row in enumerate(titles.rows):
-            weights = {name: float(values[number]) for name, values in causes.items()}
-            if self._affinities is None and evidence[number] is not None:
+        for row, own, stands_out, behind in zip(
+            titles.rows.tolist(), np.round(parts, 6).tolist(), above, evidence, strict=True
+        ):
+            by_name = dict(zip(PARTS, stands_out, strict=True))
+            weights = {
+                "history": by_name["audiobooks"] + by_name["podcasts"],
+                "music": by_name["music"],
+                "popularity": by_name["popularity"] + by_name["country"],
+            }
+            if self._affinities is None and behind is not None:
                 weights["history"] = (
                     np.inf
                 )  # no part of the score says how much; what can be shown comes first
-            found.append(
-                self._reason(
-                    int(row),
-                    evidence[number],
-                    self._popular(int(row), profile.country),
-                    weights,
-                    {name: float(values[number]) for name, values in parts.items()},
-                )
-            )
+            popular = self._popular(row, profile.country)
+            found.append(self._reason(row, behind, popular, weights, dict(zip(PARTS, own, strict=True))))
         return found
 
     def evidence(self, profile: Profile, titles: Titles) -> list[Evidence | None]:
@@ -298,28 +288,34 @@ class Reasons:
             [itself, shared > 0, *(cosines[space] >= least for space, least in _CLOSE.items())]
         )
         shown = np.where(linked & (drops > 0), drops, 0.0)
+        every = np.arange(len(titles.rows))
         best, dearest = shown.argmax(axis=1), drops.argmax(axis=1)
+        # Plain lists: what follows looks at single numbers, a few for each title.
+        ways = [
+            one[every, best].tolist() for one in (shown, itself, shared, cosines["hgnn"], cosines["text"])
+        ]
         found: list[Evidence | None] = []
-        for number, row in enumerate(titles.rows.tolist()):
-            place, users, similarity, via = int(best[number]), None, None, None
-            link: Link
-            if shown[number, place] <= 0:
+        for number, (drop, same, users, near, alike) in enumerate(zip(*ways, strict=True)):
+            one = history[best[number]]
+            if drop <= 0:
                 # Nothing joins them directly; the dearest title may still lead there over a third one.
-                place = int(dearest[number])
-                path = self._path(row, history[place]) if drops[number, place] > 0 else None
-                if path is None:
-                    found.append(None)
-                    continue
-                link, (via, users) = "path", path
-            elif itself[number, place]:
-                link = "itself"
-            elif shared[number, place]:
-                link, users = "co_listened", int(shared[number, place])
+                one, lost = history[dearest[number]], float(drops[number, dearest[number]])
+                path = self._path(int(titles.rows[number]), one) if lost > 0 else None
+                found.append(
+                    None
+                    if path is None
+                    else Evidence(
+                        one.item_type, one.idx, one.signal, "path", lost, users=path[1], via=path[0]
+                    )
+                )
+            elif same:
+                found.append(Evidence(one.item_type, one.idx, one.signal, "itself", drop))
+            elif users:
+                found.append(Evidence(one.item_type, one.idx, one.signal, "co_listened", drop, users=users))
             else:
-                link = "hgnn" if cosines["hgnn"][number, place] >= _CLOSE["hgnn"] else "text"
-                similarity = round(float(cosines[link][number, place]), 3)
-            one, drop = history[place], float(drops[number, place])
-            found.append(Evidence(one.item_type, one.idx, one.signal, link, drop, users, similarity, via))
+                link: Link = "hgnn" if near >= _CLOSE["hgnn"] else "text"
+                cosine = round(near if link == "hgnn" else alike, 3)
+                found.append(Evidence(one.item_type, one.idx, one.signal, link, drop, similarity=cosine))
         return found
 
     def _reason(
@@ -371,8 +367,7 @@ class Reasons:
         place = self._country_place.get((country, row)) if country else None
         if place is not None:
             return f"Popular in {country}: number {place} of the last 30 days there."
-        # A handful of plays is not popularity, and may be one person's.
-        if self._recent[row] >= MIN_EDGE_USERS and self._listeners[row] >= MIN_EDGE_USERS:
+        if row in self._recent:
             return f"Popular now: {self._recent[row]} plays in the last 30 days."
         return None
 
@@ -396,6 +391,19 @@ _DID = {
     "preview": "previewed",
     "intent_to_pay": "looked at buying",
 }
+
+
+def _space_columns(towers: Towers) -> dict[str, slice]:
+    """Columns of each space in a title's vector; none in a model without affinities."""
+    found: dict[str, slice] = {}
+    if towers.affinities is not None:
+        widths = dict(towers.affinities.layout.spaces)
+        widths |= {"music": towers.affinities.layout.music, COUNTRY: len(towers.affinities.countries)}
+        start = towers.model.dim
+        for name in towers.affinities.spaces:
+            found[name] = slice(start, start + widths[name])
+            start += widths[name]
+    return found
 
 
 def _part_of(channel: str) -> str:

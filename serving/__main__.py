@@ -24,6 +24,7 @@ def server(service: Service, host: str, port: int) -> uvicorn.Server:
         host=host,
         port=port,
         log_config=None,
+        access_log=False,
         server_header=False,
         timeout_keep_alive=30,
         timeout_graceful_shutdown=5,

@@ -353,7 +353,7 @@ def _response(recommender: Recommender, answer: Answer, had_user: bool) -> dict[
             "parts": None,
         }
         if one.detail is not None:
-            found["parts"] = {name: round(value, 6) for name, value in one.detail.parts.items()}
+            found["parts"] = one.detail.parts
             if (evidence := one.detail.evidence) is not None:
                 found["evidence"] = {
                     "type": evidence.item_type,
