@@ -187,6 +187,9 @@ class TaskResources(Group):
     )
     threads: int = setting(2, "threads of torch, BLAS and DuckDB", gt=0)
     timeout_minutes: float = setting(60.0, "wall-clock limit", unit="min", gt=0)
+    queue: str | None = setting(
+        None, "Celery queue that takes the task, where workers differ; none: Airflow's default"
+    )
 
 
 def _resources() -> dict[str, TaskResources]:

@@ -404,6 +404,7 @@ with DAG(
 
     def chain_task(name: str) -> ChainTask:
         minutes = resources[name].timeout_minutes if name in resources else 24 * 60
+        queue = resources[name].queue if name in resources else None
         return ChainTask(
             task_id=name,
             doc_md=TASK_DOCS[name],
@@ -412,6 +413,7 @@ with DAG(
             # A backfill skips await_sources, and a skip must not spread.
             trigger_rule="none_failed" if name == "extract" else "all_success",
             outlets=[RELEASE] if name == "promote" else None,
+            **({"queue": queue} if queue else {}),
         )
 
     first = ResolveAsOf(
