@@ -43,6 +43,7 @@ from serving.schemas import (
 log = logging.getLogger("serving")
 
 _PROBLEMS: dict[int | str, dict[str, Any]] = {
+    400: {"model": Problem, "description": "The body cannot be read as text"},
     401: {"model": Problem, "description": "No valid API key"},
     408: {"model": Problem, "description": "The body came too slowly"},
     413: {"model": Problem, "description": "The body is too long"},

@@ -101,12 +101,12 @@ def test_an_altered_file_is_refused_when_it_is_served(copied: Any):
     settings, store, release = copied
     write_pointer(store, MODEL_NAME, "7", release)
     assert Recommender.champion(settings).version == "7"
-    index = store.open(Bundle.load(store, release).manifests["build_index"], "audiobooks.faiss")
-    content = bytearray(index.read_bytes())
+    vectors = store.open(Bundle.load(store, release).manifests["refresh"], "item_vectors.npy")
+    content = bytearray(vectors.read_bytes())
     content[len(content) // 2] ^= 1
-    index.unlink()
-    index.write_bytes(content)
-    with pytest.raises(Corrupt, match=r"audiobooks\.\w+\.faiss has sha256"):
+    vectors.unlink()
+    vectors.write_bytes(content)
+    with pytest.raises(Corrupt, match=r"item_vectors\.\w+\.npy has sha256"):
         Recommender.champion(settings)
 
 
