@@ -44,14 +44,15 @@ class Touched:
 class Profile:
     """A user at the moment of a request.
 
-    `dense` are the scaled features [F] as the user tower takes them; `history` the titles behind the means, newest
-    first (at most 50 of each mean come from the release); `streamed` the audiobooks ever streamed.
+    `dense` are the scaled features [F] as the user tower takes them; `music_length` times the unit music vector among
+    them is the sum over artists that it was made of; `history` the titles behind the means, newest first (at most 50 of
+    each mean come from the release); `streamed` the audiobooks ever streamed.
     """
 
     country: str | None
     country_idx: int
     dense: np.ndarray
-    music_sum: np.ndarray
+    music_length: float
     has_age: bool
     history: tuple[Touched, ...]
     streamed: np.ndarray
@@ -122,6 +123,12 @@ class Profiles:
     ) -> None:
         self._pseudonyms = pseudonyms
         self._spec, self._layout, self._places = towers.spec, towers.spec.layout, places
+        channels = self._layout.channels()
+        self._music = channels[0].columns
+        self._columns: dict[str, tuple[slice, int]] = {}
+        for history in self._layout.histories:
+            own = [c for c in channels if c.name.partition(".")[2] == history]
+            self._columns[history] = slice(own[0].columns.start, own[-1].columns.stop), own[0].filled
         self._country_idx = {name: number + 1 for number, name in enumerate(towers.spec.countries)}
         self.users = files.table("refresh", "users.parquet")
         self._row = pd.Index(self.users["user_id"].to_numpy(object))
@@ -149,13 +156,11 @@ class Profiles:
         """What the release knows of a user."""
         country = self._country[row]
         touched = self._history.rows(row)
-        dense = np.array(self._dense[row], np.float32)
-        music = self._raw(dense)[self._layout.channels()[0].columns]
         return Profile(
             country=country if isinstance(country, str) else None,
             country_idx=int(self._country_number[row]),
-            dense=dense,
-            music_sum=music * float(self._music_length[row]),
+            dense=np.array(self._dense[row], np.float32),
+            music_length=float(self._music_length[row]),
             has_age=self._spec.config.demographics and bool(self._described[row]),
             history=tuple(
                 Touched(kind, idx, signal)
@@ -177,7 +182,7 @@ class Profiles:
             country=None,
             country_idx=0,
             dense=self._spec.scale_users(raw),
-            music_sum=np.zeros(self._layout.music, np.float64),
+            music_length=0.0,
             has_age=False,
             history=(),
             streamed=np.zeros(0, np.int64),
@@ -211,17 +216,19 @@ class Profiles:
             return profile, unknown
         rows = [self._artist[artist] for artist in known]
         weights = np.log1p(np.array(list(known.values()), np.float64))
-        summed = profile.music_sum + weights @ self._artist_vectors[rows].astype(np.float64)
+        raw, music = self._raw(profile.dense), self._music
+        summed = raw[music] * profile.music_length + weights @ self._artist_vectors[rows].astype(np.float64)
         length = float(np.linalg.norm(summed))
         if length <= 1e-12:
             return profile, unknown
-        raw = self._raw(profile.dense)
-        raw[self._layout.channels()[0].columns] = summed / length
+        raw[music] = summed / length
         raw[self._layout.music_flag] = 1.0
-        return replace(profile, dense=self._spec.scale_users(raw), music_sum=summed), unknown
+        return replace(profile, dense=self._spec.scale_users(raw), music_length=length), unknown
 
     def with_titles(self, profile: Profile, added: Sequence[Touched]) -> Profile:
         """Titles touched since, the newest first; a streamed audiobook is not recommended again."""
+        if not added:
+            return profile
         raw, history = self._raw(profile.dense), list(profile.history)
         there = {(one.history, one.idx) for one in history}
         fresh: list[Touched] = []
@@ -265,11 +272,12 @@ class Profiles:
 
     def columns(self, history: str) -> tuple[slice, int]:
         """Columns of a history's means in all spaces, and the one of its count."""
-        own = [c for c in self._layout.channels() if c.name.partition(".")[2] == history]
-        return slice(own[0].columns.start, own[-1].columns.stop), own[0].filled
+        return self._columns[history]
 
     def has_music(self, profile: Profile) -> bool:
-        return bool(self._raw(profile.dense)[self._layout.music_flag] > 0.5)
+        """Whether there is a music vector among the features."""
+        flag = self._layout.music_flag
+        return bool(profile.dense[flag] / self._spec.user_scale[flag] + self._spec.user_mean[flag] > 0.5)
 
     def activity(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Of all users: titles of the history, podcasts among them [users], and whether there is a music vector."""

@@ -78,8 +78,8 @@ class ReleaseFiles:
         return self.store.open(self.manifest(task), name)
 
     def array(self, task: str, name: str) -> np.ndarray:
-        """A memory-mapped array."""
-        return np.load(self.open(task, name), mmap_mode="r", allow_pickle=False)
+        """A memory-mapped array; as a plain one, because numpy's class for mapped ones costs at every access."""
+        return np.asarray(np.load(self.open(task, name), mmap_mode="r", allow_pickle=False))
 
     def table(self, task: str, name: str, columns: list[str] | None = None) -> pd.DataFrame:
         return pd.read_parquet(self.open(task, name), columns=columns)

@@ -84,11 +84,20 @@ class Load:
     statuses: Counter[int]
     seconds: float
 
+    @property
+    def rate(self) -> float:
+        """Good answers a second."""
+        return self.statuses[200] / self.seconds
+
+    @property
+    def failed(self) -> int:
+        return sum(number for status, number in self.statuses.items() if status != 200)
+
     def quantile(self, share: float) -> float:
         return float(np.quantile(self.milliseconds, share))
 
 
-async def open_loop(port: int, rate: float, seconds: float, seed: int = 0) -> Load:
+async def open_loop(port: int, rate: float, seconds: float, seed: int = 0, reasons: bool = True) -> Load:
     """Requests at random moments, `rate` a second on average."""
     random = np.random.default_rng(seed)
     due = np.cumsum(random.exponential(1 / rate, int(rate * seconds)))
@@ -97,7 +106,7 @@ async def open_loop(port: int, rate: float, seconds: float, seed: int = 0) -> Lo
     began = time.perf_counter()
 
     async def one(number: int) -> None:
-        status, _ = await connections.post(body_of(int(users[number])))
+        status, _ = await connections.post(body_of(int(users[number]), reasons=reasons))
         took[number] = (time.perf_counter() - began - due[number]) * 1e3
         statuses[status] += 1
 
@@ -111,7 +120,7 @@ async def open_loop(port: int, rate: float, seconds: float, seed: int = 0) -> Lo
     return Load(took, statuses, time.perf_counter() - began)
 
 
-async def closed_loop(port: int, clients: int, seconds: float, seed: int = 1) -> Load:
+async def closed_loop(port: int, clients: int, seconds: float, reasons: bool = True, seed: int = 1) -> Load:
     """Clients that ask again as soon as they are answered: how much the service can do."""
     connections, took, statuses = Connections(port), list[float](), Counter[int]()
     until = time.perf_counter() + seconds
@@ -121,7 +130,7 @@ async def closed_loop(port: int, clients: int, seconds: float, seed: int = 1) ->
         random = np.random.default_rng([seed, number])
         while time.perf_counter() < until:
             sent = time.perf_counter()
-            status, _ = await connections.post(body_of(int(random.integers(USERS))))
+            status, _ = await connections.post(body_of(int(random.integers(USERS)), reasons=reasons))
             took.append((time.perf_counter() - sent) * 1e3)
             statuses[status] += 1
 
@@ -290,51 +299,61 @@ def main_benchmark(options: argparse.Namespace, work: Path) -> None:
     write_pointer(store, settings.release.model_name, "1", release)
     print(f"release of {options.titles:,} titles made in {time.perf_counter() - began:.0f} s", flush=True)
     load_before = os.getloadavg()[0]
+    exact = options.titles <= options.exact_limit
+    kinds = {"exact" if exact else "HNSW": False, f"{'exact' if exact else 'HNSW'}, with reasons": True}
+    latency: dict[str, Load] = {}
+    busy: dict[str, Load] = {}
+    baseline: dict[str, Load] = {}
     server = Server(work, free_port(), workers=options.workers, threads=options.threads)
     try:
         asyncio.run(closed_loop(server.port, 4, 3.0))  # warm
         share, recall = exact_share(store, release, server.port, options.queries)
         print(f"exact share {share:.4f}, recall@100 {recall:.4f} on {options.queries} queries", flush=True)
-        latency = asyncio.run(open_loop(server.port, options.rate, options.seconds))
-        print(
-            f"{options.rate:g}/s: p50 {latency.quantile(0.5):.2f} ms, p99 {latency.quantile(0.99):.2f} ms {latency.statuses}",
-            flush=True,
-        )
-        busy = asyncio.run(closed_loop(server.port, options.clients, options.seconds / 2))
+        for kind, reasons in kinds.items():
+            latency[kind] = asyncio.run(
+                open_loop(server.port, options.rate, options.seconds, reasons=reasons)
+            )
+            print(f"{kind}, {options.rate:g}/s: {said(latency[kind])}", flush=True)
+            busy[kind] = asyncio.run(closed_loop(server.port, options.clients, options.seconds / 2, reasons))
         memory = server.memory_mb()
     finally:
         server.stop()
-    throughput = len(busy.milliseconds) / busy.seconds
-    ratio = baseline = None
-    if options.titles <= options.exact_limit:
+    if exact:
         plain = Server(work, free_port(), baseline=True, workers=1, max_batch=1, threads=options.threads)
         try:
             asyncio.run(closed_loop(plain.port, 4, 3.0))
-            one_by_one = asyncio.run(closed_loop(plain.port, options.clients, options.seconds / 2))
+            for kind, reasons in kinds.items():
+                baseline[kind] = asyncio.run(
+                    closed_loop(plain.port, options.clients, options.seconds / 2, reasons)
+                )
         finally:
             plain.stop()
-        baseline = len(one_by_one.milliseconds) / one_by_one.seconds
-        ratio = throughput / baseline
-        print(f"at saturation: {throughput:.0f}/s against {baseline:.0f}/s, {ratio:.2f} times", flush=True)
     load_after = os.getloadavg()[0]
-    row = {
-        "titles": options.titles,
-        "index": "exact, half-precision scan" if options.titles <= options.exact_limit else "HNSW",
-        "rate": f"{options.rate:g}",
-        "p50_ms": f"{latency.quantile(0.5):.2f}",
-        "p99_ms": f"{latency.quantile(0.99):.2f}",
-        "exact_share": f"{share:.4f}",
-        "throughput_ratio": "" if ratio is None else f"{ratio:.2f}",
-    }
-    extra = {
-        "recall": f"{recall:.4f}",
-        "throughput": f"{throughput:.0f}",
-        "baseline": "" if baseline is None else f"{baseline:.0f}",
-        "memory": f"{memory:.0f}",
-        "load": f"{load_before:.1f} before, {load_after:.1f} after",
-        "errors": sum(n for status, n in (latency.statuses + busy.statuses).items() if status != 200),
-    }
-    write_page(options, row, extra)
+    for kind in kinds:
+        ratio = busy[kind].rate / baseline[kind].rate if exact else None
+        print(f"{kind}, at saturation: {busy[kind].rate:.0f}/s, ratio {ratio}", flush=True)
+        row = {
+            "titles": options.titles,
+            "index": kind,
+            "rate": f"{options.rate:g}",
+            "p50_ms": f"{latency[kind].quantile(0.5):.2f}",
+            "p99_ms": f"{latency[kind].quantile(0.99):.2f}",
+            "exact_share": f"{share:.4f}",
+            "throughput_ratio": "" if ratio is None else f"{ratio:.2f}",
+        }
+        extra = {
+            "recall": f"{recall:.4f}",
+            "throughput": f"{busy[kind].rate:.0f}",
+            "baseline": f"{baseline[kind].rate:.0f}" if exact else "",
+            "memory": f"{memory:.0f}",
+            "load": f"{load_before:.1f} before, {load_after:.1f} after",
+            "errors": latency[kind].failed + busy[kind].failed,
+        }
+        write_page(options, row, extra)
+
+
+def said(load: Load) -> str:
+    return f"p50 {load.quantile(0.5):.2f} ms, p99 {load.quantile(0.99):.2f} ms, {dict(load.statuses)}"
 
 
 def write_page(options: argparse.Namespace, row: dict[str, Any], extra: dict[str, Any]) -> None:
@@ -344,15 +363,19 @@ def write_page(options: argparse.Namespace, row: dict[str, Any], extra: dict[str
     rows = []
     if table.exists():
         with table.open(newline="", encoding="utf-8") as file:
-            rows = [one for one in csv.DictReader(file) if one["titles"] != str(row["titles"])]
-    rows = sorted([*rows, row], key=lambda one: int(one["titles"]))
+            rows = [
+                one
+                for one in csv.DictReader(file)
+                if (one["titles"], one["index"]) != (str(row["titles"]), row["index"])
+            ]
+    rows = sorted([*rows, row], key=lambda one: (int(one["titles"]), one["index"]))
     with table.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
     notes = options.out / "serving.notes.json"
     kept = json.loads(notes.read_text()) if notes.exists() else {}
-    kept[str(row["titles"])] = {
+    kept[f"{row['titles']} {row['index']}"] = {
         **extra,
         "command": "python -m benchmarks.serving " + " ".join(sys.argv[1:]),
         "commit": commit(),
@@ -363,14 +386,14 @@ def write_page(options: argparse.Namespace, row: dict[str, Any], extra: dict[str
         "",
         "Real HTTP to `python -m serving` on one machine, the load generator on the same cores. A made-up catalogue of",
         "vectors of 128 numbers, 20,000 podcasts, users with a history of 40 titles (`benchmarks/synthetic_release.py`).",
-        f"Every request asks for {K} titles with reasons; its user vector is computed when it comes. Times count from the",
+        f"Every request asks for {K} titles; its user vector is computed when it comes. Times count from the",
         "moment at which a request was due (Poisson arrivals), so a stall cannot hide.",
         "",
         "| titles | index | requests a second | p50 ms | p99 ms | exact answers | recall@100 | at saturation | one `IndexFlatIP` query at a time, same HTTP layer | ratio |",
         "|---:|---|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for one in rows:
-        own = kept.get(one["titles"], {})
+        own = kept.get(f"{one['titles']} {one['index']}", {})
         lines.append(
             f"| {int(one['titles']):,} | {one['index']} | {one['rate']} | {one['p50_ms']} | {one['p99_ms']} | "
             f"{float(one['exact_share']):.2%} | {own.get('recall', '')} | {own.get('throughput', '')}/s | "
@@ -381,13 +404,13 @@ def write_page(options: argparse.Namespace, row: dict[str, Any], extra: dict[str
         f"Exact: the scores of the {K} titles are the {K} best float32 inner products over the whole catalogue, on "
         f"{options.queries:,} queries; of equal scores either title may stand.",
         "",
-        "| titles | command | commit | load of the machine | memory of the service | failed requests |",
-        "|---:|---|---|---|---:|---:|",
+        "| titles, index | command | commit | load of the machine | memory of the service | failed requests |",
+        "|---|---|---|---|---:|---:|",
     ]
     for one in rows:
-        own = kept.get(one["titles"], {})
+        own = kept.get(f"{one['titles']} {one['index']}", {})
         lines.append(
-            f"| {int(one['titles']):,} | `{own.get('command', '').strip()}` | `{own.get('commit', '')}` | "
+            f"| {int(one['titles']):,}, {one['index']} | `{own.get('command', '').strip()}` | `{own.get('commit', '')}` | "
             f"{own.get('load', '')} | {own.get('memory', '')} MiB | {own.get('errors', '')} |"
         )
     lines += [

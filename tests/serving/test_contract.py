@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from released import Releases
 
 MODEL_NAME = "audiobook_recommender"
-_EXAMPLES = 25
+_EXAMPLES = 10
 CHECKS = [
     not_a_server_error,
     status_code_conformance,
