@@ -94,8 +94,11 @@ def _chosen_rows(
             top = rank < settings.top_k
             row, column, together = row[top], column[top], together[top]
         blocks.append((row, column, together))
+    shape = (left.shape[1], right.shape[1])
+    if not blocks:
+        return sp.csr_matrix(shape, dtype=np.int32)  # a catalogue without a title of this type
     row, column, together = (np.concatenate([block[i] for block in blocks]) for i in range(3))
-    return sp.coo_matrix((together, (row, column)), shape=(left.shape[1], right.shape[1])).tocsr()
+    return sp.coo_matrix((together, (row, column)), shape=shape).tocsr()
 
 
 def _degrees(matrix: sp.csr_matrix) -> np.ndarray:

@@ -283,3 +283,13 @@ def test_left_out_relations_have_rows_and_no_edges(tiny_chain: Chain, kept: tupl
             assert some[name].indices.tobytes() == edges.indices.tobytes()
         else:
             assert len(some[name].indices) == 0 and not some[name].indptr.any()
+
+
+def test_a_type_without_titles_has_no_edges():
+    audiobooks, none = matrix([0, 1], [1]), sp.csr_matrix((2, 0), dtype=np.int32)
+    for settings in (ALL, Graph()):
+        forward, back = choose_edges(audiobooks, none, settings)
+        assert (len(forward.indices), len(forward.indptr)) == (0, 3)
+        assert (len(back.indices), len(back.indptr)) == (0, 1)
+        alone, _ = choose_edges(none, none, settings)
+        assert (len(alone.indices), len(alone.indptr)) == (0, 1)
