@@ -86,7 +86,8 @@ def tiny_settings(source: Path, work: Path, **groups: dict[str, Any]) -> Any:
     places = {
         "source": {"uri": str(source)},
         "store": {"uri": str(work / "store"), "scratch": str(work / "scratch")},
-        "privacy": {"key_file": str(work / "secrets" / "user-ids.key")},
+        # Beside the source: copies of a store over one source go by one key.
+        "privacy": {"key_file": str(source.parent / f"{source.name}.key")},
     }
     return load_settings(profile="smoke", **merged(TINY_GROUPS, places, groups))
 

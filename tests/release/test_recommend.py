@@ -67,9 +67,13 @@ def test_the_best_of_what_is_left_for_everybody(recommender: Recommender, world:
         streamed.setdefault(user, set()).add(title)
     ids = world.audiobooks["audiobook_id"].tolist()
     some = [*sorted(streamed, key=lambda user: -len(streamed[user]))[:40], *range(0, len(world.users), 25)]
+    judged = 0
     for row in some:
-        found = recommender.recommend(world.users["user_id"].iloc[row], 12)
-        scores = scores_of(recommender, row)
+        answer = recommender.answer(Asked(user_id=world.users["user_id"].iloc[row], k=12))
+        if answer.popular:
+            continue  # nothing but a country is known of them: another order, tested below
+        judged += 1
+        found, scores = answer.titles, scores_of(recommender, row)
         left = [i for i in np.argsort(-scores, kind="stable") if i not in streamed.get(row, set())]
         assert len(found) == 12
         np.testing.assert_allclose([one.score for one in found], scores[left[:12]], rtol=1e-5, atol=1e-6)
@@ -77,7 +81,7 @@ def test_the_best_of_what_is_left_for_everybody(recommender: Recommender, world:
         assert len(set(own)) == 12
         assert not set(own) & streamed.get(row, set())
         np.testing.assert_allclose(scores[own], scores[left[:12]], rtol=1e-5, atol=1e-6)
-    assert max(map(len, streamed.values())) >= 10  # somebody is barred from much
+    assert judged >= 40 and max(map(len, streamed.values())) >= 10  # somebody is barred from much
 
 
 def test_never_a_title_that_is_not_out(recommender: Recommender, world: Any):
