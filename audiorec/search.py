@@ -108,10 +108,7 @@ class ExactSearch:
         if query.allowed is not None:
             scores[~query.allowed[self._rows]] = -np.inf
         length = float(np.linalg.norm(query.vector.astype(np.float64)))
-        least = _reached_by(scores, query.k) - 2.0 * self.margin * length
-        # The comparison is in float32: the next number down, lest rounding up should close somebody out.
-        least32 = np.nextafter(np.float32(least), np.float32(-np.inf))
-        candidates = np.flatnonzero((scores >= least32) & (scores > -np.inf))
+        candidates = _within(scores, query.k, 2.0 * self.margin * length)
         exact = inner_products(self._vectors[candidates], query.vector)
         order = np.lexsort((candidates, -exact))[: query.k]
         return Found(self._rows[candidates[order]], exact[order])
@@ -146,17 +143,28 @@ def _packed_half(vectors: np.ndarray) -> tuple[Any, float]:
     return packed, lost
 
 
-def _reached_by(scores: np.ndarray, k: int) -> float:
-    """A number that at least k of the scores reach, as large as can be had cheaply; -inf if there are fewer scores.
+def _within(scores: np.ndarray, k: int, slack: float) -> np.ndarray:
+    """Rows, rising, of all scores of at least L - slack, where L is a number that k scores reach; -inf is none.
 
-    Of blocks of 64 scores the maxima are enough: the k-th largest of these is reached in k blocks.
+    Of blocks of 64 scores the maxima are enough to find L (the k-th largest of these is reached in k blocks), and only
+    blocks whose maximum comes near it need a second look. With fewer than k scores all of them count.
     """
     blocks = len(scores) // _BLOCK
-    if blocks > 4 * k:
-        scores = scores[: blocks * _BLOCK].reshape(blocks, _BLOCK).max(axis=1)
-    if k >= len(scores):
-        return -np.inf
-    return float(np.partition(scores, len(scores) - k)[len(scores) - k])
+    if blocks <= 4 * k:
+        rows, highest = np.arange(len(scores)), scores
+    else:
+        highest = scores[: blocks * _BLOCK].reshape(blocks, _BLOCK).max(axis=1)
+    least = -np.inf
+    if k < len(highest):
+        least = float(np.partition(highest, len(highest) - k)[len(highest) - k]) - slack
+    # The comparison is in float32: the next number down, lest rounding up should close somebody out.
+    least32 = np.nextafter(np.float32(least), np.float32(-np.inf))
+    if highest is not scores:
+        near = np.flatnonzero(highest >= least32)
+        rows = (near[:, None] * _BLOCK + np.arange(_BLOCK)).ravel()
+        rows = np.concatenate([rows, np.arange(blocks * _BLOCK, len(scores))])
+    own = scores[rows]
+    return np.asarray(rows[(own >= least32) & (own > -np.inf)])
 
 
 class GraphSearch:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from audiorec import index as nearest
-from audiorec.search import _BLOCK, ExactSearch, GraphSearch, Query, _reached_by
+from audiorec.search import _BLOCK, ExactSearch, GraphSearch, Query, _within
 from audiorec.settings import Index
 
 
@@ -98,15 +98,19 @@ def test_a_vector_that_is_not_finite_is_refused():
         search.search([Query(np.array([np.nan, 1.0], np.float32), 1)])
 
 
-@given(st.integers(0, 1_000), st.integers(1, 40), st.integers(1, 20 * _BLOCK * 4))
-@settings(max_examples=60, deadline=None)
-def test_the_bound_is_reached_by_k_scores(seed: int, k: int, number: int):
-    scores = np.random.default_rng(seed).normal(size=number).astype(np.float32)
-    bound = _reached_by(scores, k)
-    if k >= number:
-        assert bound == -np.inf
-    else:
-        assert (scores >= bound).sum() >= k
+@given(st.integers(0, 1_000), st.integers(1, 40), st.integers(1, 20 * _BLOCK * 4), st.floats(0, 0.5))
+@settings(max_examples=80, deadline=None)
+def test_all_that_may_be_among_the_best_are_looked_at(seed: int, k: int, number: int, slack: float):
+    """At least what the k-th best score less the slack admits; of barred ones (-inf) none."""
+    generator = np.random.default_rng(seed)
+    scores = generator.normal(size=number).astype(np.float32)
+    scores[generator.random(number) < 0.2] = -np.inf
+    found = _within(scores, k, slack)
+    finite = np.sort(scores[scores > -np.inf])[::-1]
+    least = finite[k - 1] - slack if len(finite) >= k else -np.inf
+    assert set(np.flatnonzero((scores >= least) & (scores > -np.inf))) <= set(found)
+    assert np.isfinite(scores[found]).all()
+    assert (np.diff(found) > 0).all()
 
 
 def test_a_graph_finds_what_may_be_found():
