@@ -134,25 +134,28 @@ def _holding(store: Store, manifest: Manifest, files: list[str], names: frozense
 class Forgotten:
     """Whether a user is forgotten, as a service asks it; the list is read again every few seconds.
 
-    A list that cannot be read any more counts as it was read last; one that was never read, as one of everybody.
+    A list that cannot be read any more counts as it was read last; one that was never read, or a key that is missing, as
+    a list of everybody.
     """
 
     def __init__(
         self, settings: Settings, seconds: float = 5.0, clock: Callable[[], float] = time.monotonic
     ) -> None:
+        self._settings = settings
         self._store = Store(settings.store.uri, settings.store.scratch)
-        self._pseudonyms = Pseudonyms.read(settings)
         self._seconds, self._clock = seconds, clock
+        self._pseudonyms: Pseudonyms | None = None
         self._names: frozenset[str] | None = None
         self._looked = -1e9
 
     def __call__(self, user_id: str) -> bool:
         if self._clock() - self._looked >= self._seconds:
             self._looked = self._clock()
-            # Whatever a remote store's client raises while it is away.
+            # A key that is not there yet (no release is, either), or what a remote store's client raises while it is away.
             with contextlib.suppress(Exception):
+                self._pseudonyms = self._pseudonyms or Pseudonyms.read(self._settings)
                 self._names = forgotten(self._store)
-        if self._names is None:
+        if self._names is None or self._pseudonyms is None:
             return True
         # By the source's id or by pseudonym: a page or a client may use either.
         return self._pseudonyms.name(user_id) in self._names or user_id in self._names

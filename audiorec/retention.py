@@ -123,7 +123,7 @@ def _collect(settings: Settings, store: Store, now: datetime, *, apply: bool) ->
     for kept in roots(settings, store, now):
         names = [
             (named["dataset"], named["key"], named["fingerprint"])
-            for named in kept.release["manifests"].values()
+            for named in kept.release.get("manifests", {}).values()
         ]
         if kept.aliased or not spoiled.intersection(names):
             # One MLflow may serve several stores: of another model's release this one need not have anything.

@@ -18,6 +18,8 @@ import torch
 
 # A second thread gains nothing on tables this small, and equal bytes are promised for equal threads only.
 torch.set_num_threads(1)
+# ranx' first call would compile for a minute; as plain Python it says the same of short lists. Before numba is imported.
+os.environ.setdefault("NUMBA_DISABLE_JIT", "1")
 _SCREENSHOTS = os.environ.get("AUDIOREC_SCREENSHOTS")
 # Settings of whoever runs the tests must not reach them.
 for _name in [name for name in os.environ if name.startswith("AUDIOREC_")]:
@@ -86,8 +88,8 @@ def tiny_settings(source: Path, work: Path, **groups: dict[str, Any]) -> Any:
     places = {
         "source": {"uri": str(source)},
         "store": {"uri": str(work / "store"), "scratch": str(work / "scratch")},
-        # Beside the source: copies of a store over one source go by one key.
-        "privacy": {"key_file": str(source.parent / f"{source.name}.key")},
+        # One key for all: stores that are compared, or copied, name their users alike.
+        "privacy": {"key_file": str(Path(__file__).parent / "support" / "user-ids.key")},
     }
     return load_settings(profile="smoke", **merged(TINY_GROUPS, places, groups))
 

@@ -490,7 +490,7 @@ def test_a_share_of_what_the_towers_add_is_kept_and_the_base_is_whole(trainer: T
 
 def test_patience_ends_a_training_that_gains_nothing(trainer: Trainer):
     # A learning rate that ruins the model at once: epoch 0 stays the best.
-    ruined = trainer.settings.model_copy(update={"epochs": 9, "patience": 2, "learning_rate": 3.0})
+    ruined = trainer.settings.model_copy(update={"epochs": 9, "patience": 2, "learning_rate": 30.0})
     towers, history = Trainer("2T-HGNN", trainer.builder, trainer.vectors, trainer.targets, ruined).fit(quiet)
     assert history[0]["best"] and len(history) == 3
     for name, value in untrained(trainer).model.state_dict().items():

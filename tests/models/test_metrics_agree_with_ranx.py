@@ -2,29 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
-import os
-
 import numpy as np
 import pytest
+import ranx
 from hypothesis import given
 from hypothesis import strategies as st
 
 from models.metrics import first_hit_ranks, hit_rate_at_k, reciprocal_rank, top_k
-
-
-@pytest.fixture(scope="module")
-def ranx():
-    # Compiled, its first call takes a minute; as plain Python it says the same of lists this short.
-    before = os.environ.get("NUMBA_DISABLE_JIT")
-    os.environ["NUMBA_DISABLE_JIT"] = "1"
-    try:
-        yield importlib.import_module("ranx")
-    finally:
-        if before is None:
-            del os.environ["NUMBA_DISABLE_JIT"]
-        else:
-            os.environ["NUMBA_DISABLE_JIT"] = before
 
 
 @st.composite
@@ -40,7 +24,7 @@ def rankings(draw):
 
 
 @given(rankings(), st.integers(1, 12), st.integers(1, 40))
-def test_hit_rate_and_mrr_agree_with_ranx(ranx, found, k, depth):
+def test_hit_rate_and_mrr_agree_with_ranx(found, k, depth):
     scores, barred, relevant = found
     depth = max(depth, k)
     shown = top_k(scores, barred, depth)

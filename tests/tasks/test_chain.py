@@ -27,13 +27,16 @@ if TYPE_CHECKING:
 
 
 def files_of(folder: Path) -> dict[str, tuple[int, int, str]]:
-    """Every file below a folder: when it was changed, which inode it is, and its bytes' hash."""
+    """Every file below a folder: when it was changed, which inode it is, and its bytes' hash.
+
+    A manifest's time says when its result was last of use (`Store.mark_used`), so it is left out.
+    """
     found = {}
     for path in sorted(folder.rglob("*")):
         if path.is_file():
             stat = path.stat()
             found[str(path.relative_to(folder))] = (
-                stat.st_mtime_ns,
+                0 if path.name == "manifest.json" else stat.st_mtime_ns,
                 stat.st_ino,
                 hashlib.sha256(path.read_bytes()).hexdigest(),
             )
