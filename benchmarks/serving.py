@@ -53,21 +53,25 @@ class Connections:
         self._idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
 
     async def post(self, body: bytes) -> tuple[int, bytes]:
-        """Status and body of one request for recommendations."""
-        reader, writer = (
-            self._idle.pop() if self._idle else await asyncio.open_connection("127.0.0.1", self._port)
-        )
+        """Status and body of one request for recommendations; status 0 if the connection broke."""
+        while self._idle:
+            reader, writer = self._idle.pop()
+            if not reader.at_eof():  # the service closes connections that idle
+                break
+            writer.close()
+        else:
+            reader, writer = await asyncio.open_connection("127.0.0.1", self._port)
         writer.write(
             b"POST /v1/recommendations HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
             b"X-API-Key: %s\r\nContent-Length: %d\r\n\r\n" % (KEY.encode(), len(body)) + body
         )
-        head = await reader.readuntil(b"\r\n\r\n")
-        length = int(
-            next(line for line in head.split(b"\r\n") if line.lower().startswith(b"content-length")).split(
-                b":"
-            )[1]
-        )
-        content = await reader.readexactly(length)
+        try:
+            head = await reader.readuntil(b"\r\n\r\n")
+            lines = head.lower().split(b"\r\n")
+            length = int(next(one for one in lines if one.startswith(b"content-length")).split(b":")[1])
+            content = await reader.readexactly(length)
+        except (asyncio.IncompleteReadError, ConnectionError):
+            return 0, b""
         self._idle.append((reader, writer))
         return int(head[9:12]), content
 
@@ -481,7 +485,7 @@ def swaps(options: argparse.Namespace, work: Path) -> None:
     failed = sum(n for status, n in statuses.items() if status != 200)
     print(
         f"{options.swaps - rollbacks} swaps and {rollbacks} rollbacks under {options.rate:g}/s: {sum(statuses.values()):,} requests, "
-        f"{failed} failed, {mixed} answers that mix versions, p99 {np.quantile(took, 0.99):.1f} ms, load {os.getloadavg()[0]:.1f}"
+        f"{failed} failed ({dict(statuses)}), {mixed} answers that mix versions, p99 {np.quantile(took, 0.99):.1f} ms, load {os.getloadavg()[0]:.1f}"
     )
     if failed or mixed:
         raise SystemExit(1)
