@@ -144,7 +144,8 @@ def tiny_environment(settings: Any) -> dict[str, str]:
     import json
 
     found = {"AUDIOREC_SOURCE__URI": settings.source.uri}
-    for group, fields in merged(TINY_GROUPS, {"store": settings.store.model_dump()}).items():
+    places = {"store": settings.store.model_dump(), "privacy": settings.privacy.model_dump()}
+    for group, fields in merged(TINY_GROUPS, places).items():
         for field, value in fields.items():
             text = value if isinstance(value, str) else json.dumps(value)
             found[f"AUDIOREC_{group}__{field}".upper()] = text
