@@ -80,7 +80,7 @@ class Servers:
         home.mkdir(parents=True, exist_ok=True)
         path = home / "servers.json"
         if not path.exists():
-            ports = _free_ports(3)
+            ports = free_ports(3)
             write_private(path, json.dumps({"ports": ports, "password": secrets.token_hex(16)}))
         known = json.loads(path.read_text(encoding="utf-8"))
         postgres, redis, s3 = known["ports"]
@@ -266,7 +266,8 @@ def _postgres_folder() -> Path:
     return found[-1].parent
 
 
-def _free_ports(number: int) -> list[int]:
+def free_ports(number: int) -> list[int]:
+    """Ports of loopback that nobody listens on now, all different."""
     held = [socket.socket() for _ in range(number)]
     try:
         for one in held:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 from collections.abc import Iterator
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -19,6 +18,7 @@ from audiorec.release import ReleaseControl
 from audiorec.settings import Settings, load_settings
 from audiorec.stack.client import AirflowClient, AirflowError
 from audiorec.stack.layout import DAG_ID
+from audiorec.stack.servers import free_ports
 from audiorec.stack.watch import watch
 from audiorec.store import Store
 
@@ -26,25 +26,19 @@ pytestmark = pytest.mark.services
 ROLLBACK = "audiobook_rollback"
 
 
-def free_ports(count: int) -> list[int]:
-    probes = [socket.socket() for _ in range(count)]
-    try:
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [probe.getsockname()[1] for probe in probes]
-    finally:
-        for probe in probes:
-            probe.close()
-
-
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
     home = tmp_path_factory.mktemp("home")
-    airflow_port, mlflow_port = free_ports(2)
+    airflow_port, mlflow_port, serving_port = free_ports(3)
     return load_settings(
         source={"uri": str(home / "no-such-folder")},
         store={"uri": str(home / "store"), "scratch": str(home / "scratch")},
-        services={"home": str(home), "airflow_port": airflow_port, "mlflow_port": mlflow_port},
+        services={
+            "home": str(home),
+            "airflow_port": airflow_port,
+            "mlflow_port": mlflow_port,
+            "serving_port": serving_port,
+        },
         mlflow={"uri": f"http://127.0.0.1:{mlflow_port}"},
         alerts={"watch": True, "watch_seconds": 2.0, "deadman_url": f"http://127.0.0.1:{mlflow_port}/health"},
     )

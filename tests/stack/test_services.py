@@ -20,20 +20,10 @@ from audiorec.settings import Settings, load_settings
 from audiorec.stack import control, processes
 from audiorec.stack.client import AirflowClient
 from audiorec.stack.layout import DAG_ID, Layout, StackError
+from audiorec.stack.servers import free_ports
 from audiorec.stack.watch import watch
 
 pytestmark = pytest.mark.services
-
-
-def free_ports(count: int) -> list[int]:
-    probes = [socket.socket() for _ in range(count)]
-    try:
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [probe.getsockname()[1] for probe in probes]
-    finally:
-        for probe in probes:
-            probe.close()
 
 
 @pytest.fixture(scope="module")

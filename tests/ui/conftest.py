@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ui_services import FIRST_DAY, KILLED_EPOCHS, Services, as_toml, free_ports
+from ui_services import FIRST_DAY, KILLED_EPOCHS, Services, as_toml
 
 from audiorec import stack
 from audiorec.settings import load_settings
 from audiorec.stack.client import AirflowClient
 from audiorec.stack.layout import DAG_ID
+from audiorec.stack.servers import free_ports
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
@@ -71,17 +70,6 @@ class Services:
         from audiorec.registry import CHAMPION, Registry
 
         return Registry(self.settings).alias(CHAMPION)
-
-
-def free_ports(count: int) -> list[int]:
-    probes = [socket.socket() for _ in range(count)]
-    try:
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [probe.getsockname()[1] for probe in probes]
-    finally:
-        for probe in probes:
-            probe.close()
 
 
 def as_toml(settings: Settings) -> str:
