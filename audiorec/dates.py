@@ -121,6 +121,11 @@ def resolve_as_of(params: Mapping[str, Any], facts: RunFacts) -> date:
     return run_after.date() - ONE_DAY
 
 
+def end_of(day: date) -> datetime:
+    """The moment at which a data date is over: the next midnight, UTC."""
+    return datetime.combine(day + timedelta(days=1), time(0), UTC)
+
+
 def _utc(moment: datetime | None) -> datetime | None:
     if moment is None:
         return None

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from audiorec.errors import BadSettings
 from audiorec.pseudonyms import FORGOTTEN, Pseudonyms, forgotten
 from audiorec.settings import Settings
-from audiorec.store import Manifest, Store
+from audiorec.store import Manifest, Store, can_name
 
 RECEIPTS = "forgotten_receipts"
 _USER = "user_id"
@@ -69,7 +69,7 @@ def forget(settings: Settings, user_id: str, now: datetime | None = None) -> Rec
     """
     store = Store(settings.store.uri, settings.store.scratch)
     name = Pseudonyms.of(settings).name(user_id)
-    if not user_id.strip() or name.startswith(".") or not all(c.isalnum() or c in "-_." for c in name):
+    if not user_id.strip() or not can_name(name):
         raise BadSettings(
             f"the id to forget is {user_id!r}; expected an id of the users table"
             + (
@@ -82,13 +82,9 @@ def forget(settings: Settings, user_id: str, now: datetime | None = None) -> Rec
     # The tombstone first: from here on nothing new is made or served of the user, whatever happens next.
     store.add_record(FORGOTTEN, f"{name}.json", (json.dumps({"since": moment.isoformat()}) + "\n").encode())
     since = tombstone_since(store, name)
-    checked, held = 0, []
-    for manifest, files in _with_users(store):
-        checked += 1
-        found = _holding(store, manifest, files, frozenset({name}))
-        if found:
-            held.append(found)
-    receipt = Receipt(name, since, checked, tuple(held), since + timedelta(days=settings.privacy.purge_days))
+    looked = [_holding(store, manifest, files, frozenset({name})) for manifest, files in _with_users(store)]
+    held = tuple(holding for holding, users in looked if users)
+    receipt = Receipt(name, since, len(looked), held, since + timedelta(days=settings.privacy.purge_days))
     store.add_record(
         RECEIPTS,
         f"{name}.{moment:%Y%m%dT%H%M%S%f}.json",
@@ -104,11 +100,26 @@ def tombstone_since(store: Store, pseudonym: str) -> datetime:
 
 def holdings(store: Store, names: frozenset[str] | None = None) -> list[Holding]:
     """Stored versions that hold rows of forgotten users (of some, if `names` says which)."""
-    wanted = forgotten(store) if names is None else names
-    if not wanted:
-        return []
-    found = (_holding(store, manifest, files, wanted) for manifest, files in _with_users(store))
-    return [one for one in found if one]
+    return [holding for holding, _ in _held(store, forgotten(store) if names is None else names)]
+
+
+def holdings_by_user(store: Store) -> dict[str, list[Holding]]:
+    """The same by forgotten user, those whom nothing holds among them; each file is read once for all."""
+    found: dict[str, list[Holding]] = {name: [] for name in sorted(forgotten(store))}
+    for holding, users in _held(store, frozenset(found)):
+        for name in users:
+            found[name].append(holding)
+    return found
+
+
+def _held(store: Store, names: frozenset[str]) -> Iterator[tuple[Holding, frozenset[str]]]:
+    """Versions that hold any of some users, and whom."""
+    if not names:
+        return
+    for manifest, files in _with_users(store):
+        holding, users = _holding(store, manifest, files, names)
+        if users:
+            yield holding, users
 
 
 def _with_users(store: Store) -> Iterator[tuple[Manifest, list[str]]]:
@@ -121,14 +132,20 @@ def _with_users(store: Store) -> Iterator[tuple[Manifest, list[str]]]:
                     yield manifest, files
 
 
-def _holding(store: Store, manifest: Manifest, files: list[str], names: frozenset[str]) -> Holding | None:
+def _holding(
+    store: Store, manifest: Manifest, files: list[str], names: frozenset[str]
+) -> tuple[Holding, frozenset[str]]:
+    """Which of a version's files hold any of some users, and whom of them; nobody if none does."""
     filters = [(_USER, "in", sorted(names))]
-    held = [
-        name
+    by_file = {
+        name: frozenset(
+            pq.read_table(store.open(manifest, name), columns=[_USER], filters=filters)[_USER].to_pylist()
+        )
         for name in files
-        if pq.read_table(store.open(manifest, name), columns=[_USER], filters=filters).num_rows
-    ]
-    return Holding(manifest.dataset, manifest.key, manifest.fingerprint, tuple(held)) if held else None
+    }
+    held = tuple(name for name, users in by_file.items() if users)
+    holding = Holding(manifest.dataset, manifest.key, manifest.fingerprint, held)
+    return holding, frozenset().union(*by_file.values())
 
 
 class Forgotten:

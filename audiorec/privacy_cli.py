@@ -53,14 +53,12 @@ def forgotten(settings_file: SettingsFile = None) -> None:
     """Who is forgotten, since when, and where the store still holds somebody."""
     with plain_errors():
         from audiorec import forget as forgetting
-        from audiorec.pseudonyms import forgotten as pseudonyms_of
         from audiorec.store import Store
 
         settings = settings_of(settings_file)
         store = Store(settings.store.uri, settings.store.scratch)
         table = Table("pseudonym", "since (UTC)", "stored versions that hold the user", header_style="dim")
-        for name in sorted(pseudonyms_of(store)):
-            held = forgetting.holdings(store, frozenset({name}))
+        for name, held in forgetting.holdings_by_user(store).items():
             dates = sorted({one.key for one in held})
             table.add_row(
                 name,

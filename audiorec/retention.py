@@ -149,9 +149,7 @@ def made_of_forgotten(store: Store, grace: timedelta, now: datetime) -> frozense
     from audiorec.forget import holdings, tombstone_since
 
     overdue = frozenset(name for name in forgotten(store) if tombstone_since(store, name) + grace <= now)
-    pending = (
-        [(held.dataset, held.key, held.fingerprint) for held in holdings(store, overdue)] if overdue else []
-    )
+    pending = [(held.dataset, held.key, held.fingerprint) for held in holdings(store, overdue)]
     if not pending:
         return frozenset()
     made: dict[Name, list[Name]] = {}

@@ -141,7 +141,7 @@ def run_task(
             verdict = out.run.get("verdict")
         else:
             resolver.store.mark_used(manifest)
-            links = _stored_links(resolver.store, manifest)
+            links = dict(resolver.store.run_record(manifest).get("links", {}))
     facts = dict(manifest.facts)
     return {
         "task": name,
@@ -175,14 +175,6 @@ def read_code_record(store: Store, code: str) -> dict[str, dict[str, str]] | Non
         return dict(json.loads(store.read_record(CODE, f"{code}.json")))
     except (FileNotFoundError, ValueError):
         return None
-
-
-def _stored_links(store: Store, manifest: Manifest) -> dict[str, str]:
-    path = f"{store.folder(manifest.dataset, manifest.key, manifest.fingerprint)}/run.json"
-    try:
-        return dict(json.loads(store.fs.cat_file(path)).get("links", {}))
-    except (FileNotFoundError, ValueError):
-        return {}
 
 
 def _set_threads(threads: int) -> None:

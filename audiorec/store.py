@@ -38,6 +38,11 @@ RUN = "run.json"
 _CHUNK = 1 << 22
 
 
+def can_name(part: str) -> bool:
+    """Whether a text may name a folder or a record of the store: letters, digits, "-", "_", "."; hidden never."""
+    return bool(part) and not part.startswith(".") and all(c.isalnum() or c in "-_." for c in part)
+
+
 class StoredFile(BaseModel):
     """One file of a version: where it is, what bytes it has and, for a table, its shape."""
 
@@ -104,7 +109,7 @@ class Store:
 
     def folder(self, dataset: str, key: str, fingerprint: str) -> str:
         for part in (dataset, key, fingerprint):
-            if not part or part.startswith(".") or not all(c.isalnum() or c in "-_." for c in part):
+            if not can_name(part):
                 raise BadSettings(
                     f"{part!r} cannot name a folder of the store; use letters, digits, '-', '_', '.'"
                 )
@@ -203,6 +208,14 @@ class Store:
         return self.modified(
             f"{self.folder(manifest.dataset, manifest.key, manifest.fingerprint)}/{MANIFEST}"
         )
+
+    def run_record(self, manifest: Manifest) -> dict[str, Any]:
+        """`run.json` beside a manifest: seconds, memory, links, notes. Empty if it is gone or damaged; no hash covers it."""
+        path = f"{self.folder(manifest.dataset, manifest.key, manifest.fingerprint)}/{RUN}"
+        try:
+            return dict(json.loads(self.fs.cat_file(path)))
+        except (FileNotFoundError, ValueError):
+            return {}
 
     def open(self, manifest: Manifest, name: str) -> Path:
         """A local path of one file, its hash checked now.

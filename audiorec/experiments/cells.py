@@ -198,8 +198,7 @@ class Runner:
             manifest = resolver.manifest(task)
             if manifest is None:
                 continue
-            path = f"{resolver.store.folder(manifest.dataset, manifest.key, manifest.fingerprint)}/run.json"
-            run = json.loads(resolver.store.fs.cat_file(path)) if resolver.store.fs.exists(path) else {}
+            run = resolver.store.run_record(manifest)
             found[task] = {"seconds": run.get("seconds", 0.0), "peak_mb": run.get("peak_mb", 0.0)}
         return found
 

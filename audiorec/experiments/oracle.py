@@ -9,8 +9,7 @@ from __future__ import annotations
 from audiorec.catalogue import load_extract
 from audiorec.cuts import cuts
 from audiorec.errors import BadSettings
-from audiorec.experiments.protocol import judge, make_hold_out, ranks_table
-from audiorec.experiments.rivals import coverage_table
+from audiorec.experiments.protocol import coverage_table, judge, make_hold_out, ranks_table
 from audiorec.settings import Settings
 from audiorec.simulator.oracle import Oracle
 from audiorec.simulator.truth import TRUTH_MARKER, truth_of

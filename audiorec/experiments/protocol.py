@@ -234,6 +234,19 @@ def ranks_table(extract: Extract, hold_out: HoldOut, judgements: Mapping[str, Ju
     return pd.concat(parts, ignore_index=True)
 
 
+def coverage_table(hold_out: HoldOut, judgements: Mapping[str, Judgement]) -> pd.DataFrame:
+    """Share of a panel's titles in anybody's list, by model, panel and segment."""
+    return pd.DataFrame(
+        [
+            (panel, segment, model, coverage(hold_out, judgement, panel, segment))
+            for model, judgement in judgements.items()
+            for panel in PANELS
+            for segment in SEGMENTS
+        ],
+        columns=["panel", "segment", "model", "coverage"],
+    )
+
+
 def _per_user(judgement: Judgement, panel: str, settings: Evaluation) -> dict[str, np.ndarray]:
     """Values by user, NaN for users that the panel leaves out."""
     ranks, tail = judgement.ranks[panel], judgement.sliced["tail"][panel]

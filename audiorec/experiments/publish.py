@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import shutil
@@ -15,7 +14,6 @@ import psutil
 from audiorec.chain import CHAIN
 from audiorec.runner import Resolver
 from audiorec.settings import Settings
-from audiorec.store import RUN
 
 
 def publish(settings: Settings, as_of: date, out: Path, settings_file: Path | None) -> Path:
@@ -55,8 +53,7 @@ def publish(settings: Settings, as_of: date, out: Path, settings_file: Path | No
         manifest = resolver.manifest(name)
         if manifest is None:
             continue
-        path = f"{store.folder(manifest.dataset, manifest.key, manifest.fingerprint)}/{RUN}"
-        run = json.loads(store.fs.cat_file(path)) if store.fs.exists(path) else {}
+        run = store.run_record(manifest)
         counts = ", ".join(
             f"{key} {value:,}" for key, value in list(manifest.facts.get("counts", {}).items())[:5]
         )

@@ -25,13 +25,20 @@ from datetime import timedelta
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import scipy.sparse as sp
 
 from audiorec.catalogue import DAY_ZERO, Extract, load_extract
 from audiorec.cuts import cuts
 from audiorec.errors import BadData, BadSettings
-from audiorec.experiments.protocol import HoldOut, Judgement, Ranker, judge, make_hold_out, ranks_table
+from audiorec.experiments.protocol import (
+    HoldOut,
+    Judgement,
+    Ranker,
+    coverage_table,
+    judge,
+    make_hold_out,
+    ranks_table,
+)
 from audiorec.features import FeatureBuilder, FeatureConfig, Vectors
 from audiorec.judging import ArtistVectors
 from audiorec.progress import Progress
@@ -519,21 +526,6 @@ def run(settings: Settings, inputs: Inputs, out: Output) -> Manifest:
     out.path("chosen.json").write_text(json.dumps(chosen, sort_keys=True, indent=1) + "\n")
     out.run["model_seconds"] = seconds
     return out.commit(counts={"users": len(hold_out.users)}, chosen=chosen)
-
-
-def coverage_table(hold_out: HoldOut, judgements: Mapping[str, Judgement]) -> pd.DataFrame:
-    """Share of a panel's titles in anybody's list, by model, panel and segment."""
-    from audiorec.experiments.protocol import PANELS, SEGMENTS, coverage
-
-    return pd.DataFrame(
-        [
-            (panel, segment, model, coverage(hold_out, judgement, panel, segment))
-            for model, judgement in judgements.items()
-            for panel in PANELS
-            for segment in SEGMENTS
-        ],
-        columns=["panel", "segment", "model", "coverage"],
-    )
 
 
 if __name__ == "__main__":

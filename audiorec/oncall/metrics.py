@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, date, datetime
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import pandas as pd
 from prometheus_client import CollectorRegistry, start_http_server
@@ -24,10 +23,9 @@ from prometheus_client.registry import Collector
 
 from audiorec.chain import CHAIN
 from audiorec.champion import read_pointer
+from audiorec.dates import end_of
 from audiorec.settings import Settings, load_settings
-from audiorec.store import RUN, Manifest, Store
-
-DAY_SECONDS = 86_400.0
+from audiorec.store import Manifest, Store
 
 METRICS: dict[str, tuple[str, tuple[str, ...]]] = {
     "audiorec_up": ("1 if the store could be read", ()),
@@ -56,8 +54,7 @@ METRICS: dict[str, tuple[str, tuple[str, ...]]] = {
 
 def age_seconds(as_of: date, now: datetime) -> float:
     """Seconds since a data date ended (UTC); 0 on the date itself."""
-    end = datetime(as_of.year, as_of.month, as_of.day, tzinfo=UTC).timestamp() + DAY_SECONDS
-    return max(0.0, now.timestamp() - end)
+    return max(0.0, (now - end_of(as_of)).total_seconds())
 
 
 class StoreCollector(Collector):
@@ -94,7 +91,7 @@ class StoreCollector(Collector):
             if manifest is None:
                 continue
             yield "audiorec_task_data_age_seconds", [task], age_seconds(date.fromisoformat(manifest.key), now)
-            run = _run_record(store, manifest)
+            run = store.run_record(manifest)
             if "seconds" in run:
                 yield "audiorec_task_seconds", [task], float(run["seconds"])
             if "peak_mb" in run:
@@ -121,14 +118,6 @@ def newest(store: Store, task: str) -> Manifest | None:
         if versions:
             return max(versions, key=store.used_at)
     return None
-
-
-def _run_record(store: Store, manifest: Manifest) -> dict[str, Any]:
-    path = f"{store.folder(manifest.dataset, manifest.key, manifest.fingerprint)}/{RUN}"
-    try:
-        return dict(json.loads(store.fs.cat_file(path)))
-    except (FileNotFoundError, ValueError):
-        return {}
 
 
 def _nothing(store: Store, manifest: Manifest) -> Iterator[tuple[str, list[str], float]]:

@@ -18,7 +18,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from datetime import UTC, date, datetime, time, timedelta
+from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
 import httpx
@@ -26,6 +26,7 @@ import psutil
 
 from audiorec import launcher
 from audiorec.champion import read_pointer
+from audiorec.dates import end_of
 from audiorec.errors import AudiorecError
 from audiorec.history import History
 from audiorec.oncall import callbacks, sinks
@@ -234,7 +235,7 @@ class Watchdog:
         if pointed is None:
             return  # nothing was ever released: nothing can have grown old
         version, as_of = pointed[0], date.fromisoformat(pointed[1]["as_of"])
-        hours = (now - _end_of(as_of)).total_seconds() / 3600
+        hours = (now - end_of(as_of)).total_seconds() / 3600
         if hours <= self._settings.alerts.stale_hours:
             return
         held = self._held(now)
@@ -280,7 +281,7 @@ class Watchdog:
                 yield Finding(
                     "DATA-LATE",
                     day.isoformat(),
-                    f"the source tables have no complete day {day}, due at {_end_of(day):%Y-%m-%d %H:%M} UTC "
+                    f"the source tables have no complete day {day}, due at {end_of(day):%Y-%m-%d %H:%M} UTC "
                     f"plus {self._settings.alerts.late_minutes:g} min",
                     "ask the owner of the tables; the run goes on by itself when they arrive",
                     data_date=day.isoformat(),
@@ -354,10 +355,6 @@ def _about(run: Run, code: str, summary: str, advice: str, task_id: str | None) 
         run_type=run.run_type,
         task_id=task_id,
     )
-
-
-def _end_of(day: date) -> datetime:
-    return datetime.combine(day + timedelta(days=1), time(0), UTC)
 
 
 def _alive(pid: int, started: datetime) -> bool:

@@ -10,7 +10,7 @@ import pytest
 from small_source import AS_OF, clean_tables, settings_for, write_flat
 
 from audiorec.errors import BadSettings
-from audiorec.forget import RECEIPTS, Forgotten, forget, holdings, tombstone_since
+from audiorec.forget import RECEIPTS, Forgotten, forget, holdings, holdings_by_user, tombstone_since
 from audiorec.pseudonyms import Pseudonyms, forgotten
 from audiorec.runner import run_task
 from audiorec.settings import Settings
@@ -66,6 +66,14 @@ def test_forgetting_twice_keeps_the_first_date(built: Settings):
     again = forget(built, " u7 ", NOON + timedelta(days=9))
     assert again.since == NOON == tombstone_since(store_of(built), again.pseudonym)
     assert len(forgotten(store_of(built))) == 1 and len(store_of(built).record_names(RECEIPTS)) == 2
+
+
+def test_holdings_are_told_apart_by_user(built: Settings):
+    store = store_of(built)
+    seven, nobody = (forget(built, user, NOON).pseudonym for user in ("u7", "nobody"))
+    found = holdings_by_user(store)
+    assert list(found) == sorted([seven, nobody]) and found[nobody] == []
+    assert found[seven] == holdings(store, frozenset({seven})) == holdings(store)
 
 
 def test_a_user_who_is_nowhere_can_be_forgotten_in_advance(built: Settings):
