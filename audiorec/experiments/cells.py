@@ -128,10 +128,7 @@ class Runner:
         )
         found = Resolver(settings, self.experiment.as_of, self._extract.get(alike))
         self._extract[alike] = found.fingerprint("extract")
-        extract = found.manifest("extract")
-        if extract is not None and not extract.facts["counts"]["podcasts"]:
-            # A graph has no edges of podcasts where there is none; said outright, or its build would look for them.
-            return Resolver(without_podcasts(settings), self.experiment.as_of, self._extract[alike])
+        check_graph(found)
         return found
 
     def run(self, cell: Cell) -> Result:
@@ -146,9 +143,8 @@ class Runner:
             if resolver.manifest(task) is None:
                 self._say(f"{cell.label}: {task}")
                 self._run_task(task, resolver)
-                if task == "extract":  # What it found may change the tasks after it.
-                    resolver = self.resolver(cell)
             if task == "extract":
+                check_graph(resolver)
                 check_days(resolver, judged=cell.task != "analysis")
         cost, lacks = self._cost(resolver, cell), source_lacks(resolver)
         return Result(cell, resolver.need(cell.task), resolver.store, cost, lacks)
@@ -203,19 +199,19 @@ class Runner:
         return found
 
 
-def without_podcasts(settings: Settings) -> Settings:
-    """The same settings with a graph of audiobooks alone.
+def check_graph(resolver: Resolver) -> None:
+    """Whether the graph can have an edge, as far as extract has told by now.
 
     Raises:
-        NotPossible: the graph would have no relation left.
+        NotPossible: there are no podcasts, and every relation that the graph may have is about them.
     """
-    relations = tuple(name for name in settings.graph.relations if "podcast" not in name)
-    if not relations:
+    extract, relations = resolver.manifest("extract"), resolver.settings.graph.relations
+    if extract is None or extract.facts["counts"]["podcasts"]:
+        return
+    if all("podcast" in name for name in relations):
         raise NotPossible(
-            f"the source has no podcasts, and the graph would be made of them ({', '.join(settings.graph.relations)})"
+            f"the source has no podcasts, and the graph would be made of them ({', '.join(relations)})"
         )
-    graph = settings.graph.model_copy(update={"relations": relations})
-    return settings.model_copy(update={"graph": graph})
 
 
 def check_days(resolver: Resolver, *, judged: bool) -> None:
