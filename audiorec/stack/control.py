@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import json
 import shlex
-import subprocess
 import sys
 import time
 import uuid
@@ -16,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import psutil
 from filelock import FileLock, Timeout
 
 from audiorec.settings import Settings
@@ -36,6 +34,7 @@ from audiorec.stack.layout import (
 )
 from audiorec.stack.preflight import preflight
 from audiorec.stack.processes import Identity, end, sweep
+from audiorec.stack.supervisor import launch, read_state, supervisor_of
 
 START_SECONDS = 120.0
 STOP_SECONDS = 30.0
@@ -88,8 +87,8 @@ def start(
     with _lock(layout):
         env = environment(settings, uuid.uuid4().hex, settings_file=settings_file)
         configuration = _digest(env)
-        state = _read(layout)
-        if state is not None and _supervisor(state) is not None and state["phase"] in UP:
+        state = read_state(layout.state)
+        if state is not None and supervisor_of(state) is not None and state["phase"] in UP:
             if state["configuration"] == configuration:
                 return _wait(settings, layout, wait_seconds)
             active = _active_runs(settings)
@@ -122,7 +121,7 @@ def stop(settings: Settings, *, say: Say = print) -> bool:
         say("nothing was started here")
         return False
     with _lock(layout):
-        state = _read(layout)
+        state = read_state(layout.state)
         if state is None:
             say("nothing is running")
             return False
@@ -134,9 +133,9 @@ def stop(settings: Settings, *, say: Say = print) -> bool:
 def status(settings: Settings) -> Status:
     """How the services are, asked once."""
     layout = Layout.of(settings)
-    state = _read(layout)
+    state = read_state(layout.state)
     airflow, mlflow, serving = airflow_address(settings), mlflow_address(settings), serving_address(settings)
-    if state is None or _supervisor(state) is None:
+    if state is None or supervisor_of(state) is None:
         return Status(False, False, airflow, mlflow, serving, error=(state or {}).get("error"))
     services: dict[str, str] = {}
     if serves_mlflow(settings):
@@ -204,23 +203,14 @@ def _launch(settings: Settings, layout: Layout, env: Mapping[str, str], configur
         "prepare": [[sys.executable, "-m", "airflow", "db", "migrate"]],
         "services": components(settings),
     }
-    write_private(layout.plan, json.dumps(plan))
     # For a person's shell: `set -a; . .audiorec/run/airflow.env; airflow dags list`.
     lines = [
         f"{k}={shlex.quote(v)}" for k, v in sorted(env.items()) if k.startswith(("AIRFLOW", "AUDIOREC_"))
     ]
     write_private(layout.run / "airflow.env", "\n".join(lines) + "\n")
-    with (layout.logs / "supervisor.log").open("ab") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "audiorec.stack.supervisor", str(layout.plan)],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env=dict(env),
-            start_new_session=True,
-        )
+    process = launch(layout.plan, plan)
     deadline = time.monotonic() + 10
-    while _read(layout) is None:
+    while read_state(layout.state) is None:
         if process.poll() is not None or time.monotonic() > deadline:
             raise StackError(f"the supervisor did not start; see {layout.logs / 'supervisor.log'}")
         time.sleep(0.1)
@@ -233,7 +223,7 @@ def _wait(settings: Settings, layout: Layout, seconds: float) -> Status:
     while time.monotonic() < deadline:
         found = status(settings)
         if not found.running:
-            state = _read(layout) or {}
+            state = read_state(layout.state) or {}
             layout.state.unlink(missing_ok=True)
             raise StackError(
                 f"the services did not start: {state.get('error') or 'their supervisor ended'}. "
@@ -258,7 +248,7 @@ def _wait(settings: Settings, layout: Layout, seconds: float) -> Status:
 
 
 def _stop(layout: Layout, state: Mapping[str, Any]) -> None:
-    supervisor = _supervisor(state)
+    supervisor = supervisor_of(state)
     if supervisor is not None:
         # It stops its services in its own time; it is killed only if it does not.
         end([supervisor], STOP_SECONDS)
@@ -269,17 +259,6 @@ def _stop(layout: Layout, state: Mapping[str, Any]) -> None:
 def _leaders(state: Mapping[str, Any]) -> list[Identity]:
     known = (service["identity"] for service in state["services"].values())
     return [Identity(**identity) for identity in known if identity]
-
-
-def _supervisor(state: Mapping[str, Any]) -> psutil.Process | None:
-    return Identity(**state["supervisor"]).process()
-
-
-def _read(layout: Layout) -> dict[str, Any] | None:
-    try:
-        return dict(json.loads(layout.state.read_text(encoding="utf-8")))
-    except (FileNotFoundError, ValueError):
-        return None
 
 
 def _digest(env: Mapping[str, str]) -> str:

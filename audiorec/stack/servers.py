@@ -21,11 +21,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from audiorec.settings import Settings
 from audiorec.stack.layout import STACK_VARIABLE, StackError, write_private
-from audiorec.stack.processes import Identity, end, sweep
+from audiorec.stack.processes import end, sweep
+from audiorec.stack.supervisor import launch, read_state, supervisor_of
 
 BUCKET = "audiorec"
 DATABASE = "airflow"
@@ -98,7 +97,8 @@ class Servers:
         Raises:
             StackError: a program is missing, or a server does not answer, with the end of its log.
         """
-        if self._supervisor() is not None:
+        state = read_state(self._state)
+        if state and supervisor_of(state):
             return
         binaries = _postgres_folder()
         if shutil.which("redis-server") is None:
@@ -124,52 +124,32 @@ class Servers:
             "s3": [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(self.s3_port)],
         }
         stack_id = uuid.uuid4().hex
-        environment = {**os.environ, STACK_VARIABLE: stack_id}
         plan = {
             "stack_id": stack_id,
             "configuration": "",
             "home": str(self.home),
             "state": str(self._state),
             "logs": str(logs),
-            "environment": environment,
+            "environment": {**os.environ, STACK_VARIABLE: stack_id},
             "prepare": [],
             "services": services,
             "patience_seconds": STOP_SECONDS / 2,
         }
-        write_private(self.home / "plan.json", json.dumps(plan))
         say("starting Postgres, Redis and an S3 server on this machine ...")
-        with (logs / "supervisor.log").open("ab") as log:
-            subprocess.Popen(
-                [sys.executable, "-m", "audiorec.stack.supervisor", str(self.home / "plan.json")],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=environment,
-                start_new_session=True,
-            )
+        launch(self.home / "plan.json", plan)
         self._wait(logs)
         self._make_rest(binaries)
 
     def stop(self) -> bool:
         """End the servers; whether there were any."""
-        supervisor = self._supervisor()
-        state = self._read()
+        state = read_state(self._state)
+        supervisor = supervisor_of(state) if state else None
         if supervisor is None or state is None:
             return False
         end([supervisor], STOP_SECONDS)
         sweep(state["stack_id"], [])
         self._state.unlink(missing_ok=True)
         return True
-
-    def _read(self) -> dict[str, Any] | None:
-        try:
-            return dict(json.loads(self._state.read_text(encoding="utf-8")))
-        except (FileNotFoundError, ValueError):
-            return None
-
-    def _supervisor(self) -> psutil.Process | None:
-        state = self._read()
-        return Identity(**state["supervisor"]).process() if state else None
 
     def _make_database(self, binaries: Path) -> Path:
         """The data folder of Postgres, which refuses to run as root and wants the folder to be its own."""

@@ -229,6 +229,33 @@ class Supervisor:
             self.state_file.unlink(missing_ok=True)
 
 
+def launch(path: Path, plan: Mapping[str, Any]) -> subprocess.Popen[bytes]:
+    """Start a supervisor of a plan in a session of its own; the plan, which holds secrets, is kept at `path`."""
+    write_private(path, json.dumps(plan))
+    with (Path(plan["logs"]) / "supervisor.log").open("ab") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "audiorec.stack.supervisor", str(path)],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=plan["environment"],
+            start_new_session=True,
+        )
+
+
+def read_state(path: Path) -> dict[str, Any] | None:
+    """What the state file of a supervisor says; None if there is none."""
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def supervisor_of(state: Mapping[str, Any]) -> psutil.Process | None:
+    """The supervisor that wrote a state, if it lives."""
+    return Identity(**state["supervisor"]).process()
+
+
 def _tail(path: Path, lines: int = 15) -> str:
     try:
         return "\n".join(path.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])

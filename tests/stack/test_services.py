@@ -17,7 +17,7 @@ import pytest
 
 from audiorec import stack
 from audiorec.settings import Settings, load_settings
-from audiorec.stack import control, processes
+from audiorec.stack import control, processes, supervisor
 from audiorec.stack.client import AirflowClient
 from audiorec.stack.layout import DAG_ID, Layout, StackError
 from audiorec.stack.servers import free_ports
@@ -49,7 +49,7 @@ def running(settings: Settings) -> Iterator[stack.Status]:
 
 
 def members(settings: Settings) -> list[psutil.Process]:
-    state = control._read(Layout.of(settings))
+    state = supervisor.read_state(Layout.of(settings).state)
     assert state is not None
     return processes.members(state["stack_id"], control._leaders(state))
 
