@@ -1,7 +1,7 @@
 """The command line: `audiorec demo | run | task | status | generate | recommend | results | doctor | up | down`.
 
-Thin: every command is a function of a module below. Nothing heavy is imported until a command needs it. Those of release
-control, of dates and of the watchdog are in `release_cli.py`, `dates_cli.py` and `oncall_cli.py`.
+Thin: every command is a function of a module below. Nothing heavy is imported until a command needs it. Those of one
+subject are in modules of their own, `*_cli.py`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from audiorec import cluster_cli, dates_cli, oncall_cli, privacy_cli, release_cli, serving_commands
+from audiorec import cluster_cli, dates_cli, oncall_cli, privacy_cli, release_cli, serving_cli
 from audiorec.chain import CHAIN
 from audiorec.errors import ExitCode
 from audiorec.settings import SETTINGS_VARIABLE, Settings
@@ -422,7 +422,7 @@ def _all_healthy(state: Any) -> str:
     return f"{state.airflow}, {state.mlflow}"
 
 
-serving_commands.register(app)
+serving_cli.register(app)
 
 
 def main() -> None:

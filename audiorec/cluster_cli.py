@@ -24,8 +24,7 @@ def cluster(
     """The DAG as on several machines: Celery workers, Postgres, Redis and a store on S3, all on loopback."""
     with plain_errors():
         from audiorec.cli import DEMO_MODEL, sample_tables, trigger_and_show
-        from audiorec.experiments.cells import as_toml
-        from audiorec.settings import load_settings
+        from audiorec.settings import as_toml, load_settings
         from audiorec.stack.layout import write_private
         from audiorec.stack.servers import Servers, cluster_settings
 

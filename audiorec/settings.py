@@ -8,6 +8,7 @@ Everything else is *what* is computed; each task hashes only the groups that it 
 
 from __future__ import annotations
 
+import json
 import os
 import tomllib
 from collections.abc import Mapping
@@ -653,6 +654,19 @@ def load_settings(path: str | Path | None = None, profile: str | None = None, **
         ]
         origin = f"settings file {named}" if named else "the settings"
         raise BadSettings(f"{origin} or the AUDIOREC_ environment is wrong:\n" + "\n".join(lines)) from None
+
+
+def as_toml(settings: Settings) -> str:
+    """All settings as a TOML file that gives them back: the profile's values are in it, so it names none."""
+    dumped = settings.model_dump(mode="json")
+    dumped.pop("profile")
+    lines = [f"recipe = {json.dumps(dumped.pop('recipe'))}"]
+    for group, values in dumped.items():
+        tables = {f"resources.{task}": limits for task, limits in values.items()}
+        for name, fields in (tables if group == "resources" else {group: values}).items():
+            lines.append(f"[{name}]")
+            lines += [f"{k} = {json.dumps('none' if v is None else v)}" for k, v in fields.items()]
+    return "\n".join(lines) + "\n"
 
 
 class _FileSettings(Settings):

@@ -26,7 +26,7 @@ from audiorec.chain import TASKS
 from audiorec.cuts import cuts
 from audiorec.errors import AudiorecError, BadData, BadSettings, Busy, Corrupt, Unavailable
 from audiorec.runner import Resolver
-from audiorec.settings import Settings, load_settings
+from audiorec.settings import Settings, as_toml, load_settings
 from audiorec.store import Manifest, Store
 
 
@@ -306,19 +306,6 @@ def _signal_name(number: int) -> str:
 def _is_setting(variable: str) -> bool:
     """Whether an environment variable is one of ours: the cell's settings hold all of them already."""
     return variable.startswith("AUDIOREC_")
-
-
-def as_toml(settings: Settings) -> str:
-    """All settings as a TOML file that gives them back: the profile's values are in it, so it names none."""
-    dumped = settings.model_dump(mode="json")
-    dumped.pop("profile")
-    lines = [f"recipe = {json.dumps(dumped.pop('recipe'))}"]
-    for group, values in dumped.items():
-        tables = {f"resources.{task}": limits for task, limits in values.items()}
-        for name, fields in (tables if group == "resources" else {group: values}).items():
-            lines.append(f"[{name}]")
-            lines += [f"{k} = {json.dumps('none' if v is None else v)}" for k, v in fields.items()]
-    return "\n".join(lines) + "\n"
 
 
 def checked(name: str, tables: Mapping[str, Any]) -> None:

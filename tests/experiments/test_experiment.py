@@ -26,7 +26,7 @@ MODELS = {"2T-HGNN", "2T", "popularity, whole window", "popularity, recent", *ri
 @pytest.fixture(scope="module")
 def place(tiny_chain: Chain, tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A copy of the tiny chain's store, a settings file for it, and a way to call the command."""
-    from audiorec.experiments.cells import as_toml
+    from audiorec.settings import as_toml
 
     work = tmp_path_factory.mktemp("experiment")
     shutil.copytree(tiny_chain.settings.store.uri, work / "store")
@@ -229,8 +229,7 @@ def test_cells_have_labels_of_their_own_and_settings_that_load(name: str):
 
 
 def test_settings_as_toml_come_back_as_they_were(tmp_path: Path):
-    from audiorec.experiments.cells import as_toml
-    from audiorec.settings import load_settings
+    from audiorec.settings import as_toml, load_settings
 
     for profile in ("smoke", "standard", "full"):
         settings = load_settings(

@@ -18,10 +18,10 @@ from typer.testing import CliRunner
 
 from audiorec.cli import app
 from audiorec.errors import AudiorecError, BadData, BadSettings, Busy, ExitCode
-from audiorec.experiments.cells import Runner, as_toml, failure
+from audiorec.experiments.cells import Runner, failure
 from audiorec.experiments.command import describe
 from audiorec.runner import run_task
-from audiorec.settings import load_settings
+from audiorec.settings import as_toml, load_settings
 
 TABLES = (
     "users",

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ui_services import FIRST_DAY, KILLED_EPOCHS, Services, as_toml
+from ui_services import FIRST_DAY, KILLED_EPOCHS, Services
 
 from audiorec import stack
-from audiorec.settings import load_settings
+from audiorec.settings import as_toml, load_settings
 from audiorec.stack.client import AirflowClient
 from audiorec.stack.layout import DAG_ID
 from audiorec.stack.servers import free_ports

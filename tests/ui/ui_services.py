@@ -70,19 +70,3 @@ class Services:
         from audiorec.registry import CHAMPION, Registry
 
         return Registry(self.settings).alias(CHAMPION)
-
-
-def as_toml(settings: Settings) -> str:
-    """Settings as a file that services and tasks read; JSON's strings, numbers and lists are TOML's."""
-    lines = []
-    for group, fields in settings.model_dump(mode="json", exclude_none=True, exclude={"profile"}).items():
-        if not isinstance(fields, dict):
-            lines.insert(0, f"{group} = {json.dumps(fields)}")
-            continue
-        lines.append(f"[{group}]")
-        for name, value in fields.items():
-            inner = (
-                [f"{key} = {json.dumps(one)}" for key, one in value.items()] if group == "resources" else None
-            )
-            lines.append(f"{name} = {json.dumps(value) if inner is None else '{ ' + ', '.join(inner) + ' }'}")
-    return "\n".join(lines) + "\n"
