@@ -247,7 +247,8 @@ class Profiles:
 
     def without_titles(self, profile: Profile, taken: Sequence[tuple[str, int]]) -> Profile:
         """As if the user had never touched some titles (type, idx), in no way; `streamed` stays as it is."""
-        gone = [one for one in profile.history if (one.item_type, one.idx) in set(taken)]
+        names = set(taken)
+        gone = [one for one in profile.history if (one.item_type, one.idx) in names]
         if not gone:
             return profile
         raw = self._raw(profile.dense)
@@ -256,7 +257,7 @@ class Profiles:
         return replace(
             profile,
             dense=self._spec.scale_users(raw),
-            history=tuple(one for one in profile.history if one not in gone),
+            history=tuple(one for one in profile.history if (one.item_type, one.idx) not in names),
         )
 
     def _move(self, raw: np.ndarray, one: Touched, step: int) -> None:
