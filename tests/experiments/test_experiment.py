@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 import pytest
 from mlflow import MlflowClient
@@ -88,7 +89,8 @@ def test_the_csv_is_in_long_form_and_agrees_with_the_stored_metrics(made: Any, p
     table = pd.read_csv(place.work / "pages" / "tiny" / "table2.csv", dtype={"seed": str})
     assert list(table.columns) == list(COLUMNS)
     assert set(table["source"]) == {"tiny"} and set(table["table"]) == {"table2"}
-    assert set(table["segment"]) == {"all", "warm", "cold", "none", "tail"}
+    tiers = {f"tier {number}" for number in range(1, 6)} | {"never streamed"}
+    assert set(table["segment"]) == {"all", "warm", "cold", "none", "tail"} | tiers
     own = table[(table["model"] == "2T-HGNN") & (table["seed"] == "mean")]
     own = own.set_index(["panel", "segment", "metric"])["value"]
     stored = pd.read_csv(tiny_chain.open("evaluate", "metrics.csv"))
@@ -137,7 +139,7 @@ def test_the_scarcity_page_has_a_column_a_share(made: Any, place: Any):
         one[(one["model"] == "2T-HGNN") & (one["metric"] == "HR@10") & (one["seed"] == "mean")]
         for one in (table[table["table"] == "scarcity 1"], ordinary)
     ]
-    assert list(ours[0]["value"]) == list(ours[1]["value"])
+    np.testing.assert_array_equal(ours[0]["value"], ours[1]["value"])
     users = table[(table["metric"] == "HR@10") & (table["seed"] == "mean")].groupby(["panel", "segment"])[
         "users"
     ]

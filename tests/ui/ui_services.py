@@ -17,7 +17,7 @@ from audiorec.store import Manifest, Store
 FIRST_DAY = date(2026, 11, 18)
 """The date of the first run: five days before the tables end, so that later ones can follow."""
 
-PATIENCE_SECONDS = 480
+PATIENCE_SECONDS = 1_500
 """A date takes about a minute; this is for a machine that does other things as well."""
 
 KILLED_EPOCHS = 30
