@@ -317,6 +317,10 @@ def experiment(
         bool, typer.Option("--check", help="Compute nothing: say whether the page is current.")
     ] = False,
     profile: Profile = None,
+    config: Annotated[
+        str | None,
+        typer.Option(help="default, or paper for the paper's own configuration (the setting `recipe`)."),
+    ] = None,
     settings_file: SettingsFile = None,
 ) -> None:
     """A table of the paper on your own tables: every system and rival, judged alike. Finished cells are not run again."""
@@ -325,7 +329,7 @@ def experiment(
         from audiorec.experiments.command import describe as described
 
         wanted = described(
-            name, source, as_of.date(), holdout_days, window_days, seeds, out, profile, settings_file
+            name, source, as_of.date(), holdout_days, window_days, seeds, out, profile, settings_file, config
         )
         if check:
             stale = check_page(wanted)

@@ -46,13 +46,17 @@ class Experiment:
     settings_file: Path | None
     profile: str | None
     overrides: Overrides = field(default_factory=dict)
+    recipe: str | None = None
+    """`default` or `paper`; None leaves it to the settings."""
 
     def settings(self, cell: Cell) -> Settings:
         """Settings of one cell: the experiment's, the cell's over them."""
-        merged: dict[str, dict[str, Any]] = {"source": {"uri": self.source}}
+        merged: dict[str, Any] = {"source": {"uri": self.source}}
         for layer in (self.overrides, cell.overrides):
             for group, values in layer.items():
                 merged.setdefault(group, {}).update(values)
+        if recipe := cell.recipe or self.recipe:
+            merged["recipe"] = recipe
         return load_settings(self.settings_file, self.profile, **merged)
 
 
@@ -64,18 +68,26 @@ class Cell:
     seed: int
     task: str = "evaluate"
     overrides: Overrides = field(default_factory=dict)
+    recipe: str | None = None
+    """A recipe of its own, whatever the experiment's is."""
 
     @property
     def label(self) -> str:
         return f"{self.name}, {self.task}, seed {self.seed}"
 
 
-def seeded(name: str, seed: int, task: str = "evaluate", overrides: Overrides | None = None) -> Cell:
+def seeded(
+    name: str,
+    seed: int,
+    task: str = "evaluate",
+    overrides: Overrides | None = None,
+    recipe: str | None = None,
+) -> Cell:
     """A cell whose seed goes to every task that draws."""
     merged: dict[str, dict[str, Any]] = {group: dict(values) for group, values in (overrides or {}).items()}
     for group in ("hgnn", "two_tower", "rivals", "analysis"):
         merged.setdefault(group, {})["seed"] = seed
-    return Cell(name, seed, task, merged)
+    return Cell(name, seed, task, merged, recipe)
 
 
 @dataclass(frozen=True)

@@ -52,15 +52,17 @@ def describe(
     out: Path | None,
     profile: str | None,
     settings_file: Path | None,
+    recipe: str | None = None,
 ) -> Wanted:
     """What the options of the command line mean.
 
     Raises:
-        BadSettings: unknown table, or a window that is neither a number nor `all`.
+        BadSettings: unknown table or recipe, or a window that is neither a number nor `all`.
     """
     checked(name, TABLES)
+    chosen: dict[str, Any] = {"recipe": recipe} if recipe else {}
     # Our own MLflow may listen elsewhere than the settings say; the trainings' curves go there, too.
-    address = mlflow_address(load_settings(settings_file, profile))
+    address = mlflow_address(load_settings(settings_file, profile, **chosen))
     overrides: dict[str, dict[str, Any]] = {"mlflow": {"uri": address}}
     if holdout_days is not None:
         overrides.setdefault("time", {})["holdout_days"] = holdout_days
@@ -75,6 +77,7 @@ def describe(
         ("--window-days", window_days),
         ("--settings", settings_file),
         ("--profile", profile),
+        ("--config", recipe),
         ("--seeds", seeds),
     ):
         if value is not None:
@@ -83,7 +86,7 @@ def describe(
     return Wanted(
         name,
         TABLES[name],
-        Experiment(where, as_of, settings_file, profile, overrides),
+        Experiment(where, as_of, settings_file, profile, overrides, recipe),
         tuple(range(1, count + 1)),
         out or Path("docs/results") / Path(source).stem,
         " ".join(parts),

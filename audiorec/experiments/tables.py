@@ -74,7 +74,11 @@ def _variations(
             towers = {**_ONE, **overrides.get("two_tower", {})}
             others = {group: values for group, values in overrides.items() if group != "two_tower"}
             found += [seeded(name, seed, "evaluate", {**others, "two_tower": towers}) for seed in seeds]
-        return found
+        paper = [
+            seeded("the paper's configuration", seed, "evaluate", {"two_tower": _ONE}, "paper")
+            for seed in seeds
+        ]
+        return found + paper
 
     return cells
 

@@ -207,6 +207,7 @@ def test_the_analysis_page_and_its_run_in_mlflow(place: Any):
         (["table2", "--source", "SOURCE", "--window-days", "0"], "time.window_days is 0"),
         (["table2", "--source", "SOURCE", "--holdout-days", "0"], "time.holdout_days"),
         (["table1", "--source", "SOURCE", "--check"], "the page was never made"),
+        (["table2", "--source", "SOURCE", "--config", "mine"], "Input should be 'default' or 'paper'"),
     ],
 )
 def test_wrong_inputs_get_a_clear_answer(place: Any, arguments: list[str], said: str):
@@ -228,6 +229,22 @@ def test_cells_have_labels_of_their_own_and_settings_that_load(name: str):
     for cell in cells:
         settings = experiment.settings(cell)
         assert settings.hgnn.seed == cell.seed and settings.two_tower.seed == cell.seed
+
+
+def test_the_papers_configuration_is_a_row_of_table_1_and_an_option_of_all(place: Any):
+    from datetime import date
+
+    from audiorec.experiments.command import describe
+    from audiorec.settings import load_settings
+
+    wanted = describe("table1", "somewhere", date(2026, 1, 1), None, None, None, None, "smoke", None)
+    *_, row = wanted.cells
+    assert row.name == "the paper's configuration"
+    paper = load_settings(None, "smoke", recipe="paper")
+    assert wanted.experiment.settings(row).graph == paper.graph != load_settings(None, "smoke").graph
+    whole = describe("table2", "somewhere", date(2026, 1, 1), None, None, None, None, "smoke", None, "paper")
+    assert "--config paper" in whole.command
+    assert {whole.experiment.settings(cell).recipe for cell in whole.cells} == {"paper"}
 
 
 def test_settings_as_toml_come_back_as_they_were(tmp_path: Path):
