@@ -50,8 +50,8 @@ check: $(STAMP) ## ruff, types, import-linter
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
-test: $(STAMP) ## all tests, a file a process; those with a browser need Chromium
-	$(BIN)/pytest -n 2 --dist loadfile
+test: $(STAMP) ## all tests, two files at a time; those with a browser need Chromium
+	$(BIN)/pytest -n 2
 
 format: $(STAMP) ## put the code in shape
 	$(BIN)/ruff check --fix .

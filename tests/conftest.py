@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from xdist.scheduler.loadscope import LoadScopeScheduling
 
 # A second thread gains nothing on tables this small, and equal bytes are promised for equal threads only.
 torch.set_num_threads(1)
@@ -92,6 +93,38 @@ def tiny_settings(source: Path, work: Path, **groups: dict[str, Any]) -> Any:
         "privacy": {"key_file": str(Path(__file__).parent / "support" / "user-ids.key")},
     }
     return load_settings(profile="smoke", **merged(TINY_GROUPS, places, groups))
+
+
+LONGEST_FIRST = ("tests/ui/", "tests/experiments/", "tests/stack/", "tests/release/", "tests/tasks/")
+"""Folders whose files come first: a long file that is begun last keeps one worker busy while the others wait."""
+
+
+class ByFile(LoadScopeScheduling):
+    """A worker takes a file at a time; tests/ui is one piece, because its files look at the same running Airflow."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return LONGEST_FIRST[0] if nodeid.startswith(LONGEST_FIRST[0]) else nodeid.split("::", 1)[0]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFile:
+    """The workers' scheduler, in place of `--dist loadfile`."""
+    config.option.loadscopereorder = (
+        False  # It would begin with the files of most tests, which are quick ones.
+    )
+    return ByFile(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Bring the long folders to the front; within them, and after them, the order stays."""
+
+    def place(item: pytest.Item) -> int:
+        return next(
+            (number for number, folder in enumerate(LONGEST_FIRST) if item.nodeid.startswith(folder)),
+            len(LONGEST_FIRST),
+        )
+
+    items.sort(key=place)
 
 
 @dataclass(frozen=True)

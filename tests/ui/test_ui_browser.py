@@ -14,7 +14,7 @@ from typing import Any
 
 import httpx
 import pytest
-from ui_services import FIRST_DAY, Services
+from ui_services import FIRST_DAY, PATIENCE_SECONDS, Services
 
 from audiorec.chain import CHAIN
 from audiorec.stack.layout import DAG_ID
@@ -36,6 +36,7 @@ PATIENCE_MS = 30_000
 pytestmark = [
     pytest.mark.browser,
     pytest.mark.services,
+    pytest.mark.timeout(PATIENCE_SECONDS + 300),
     # In CI the fixture `chromium` fails instead.
     pytest.mark.skipif(
         CHROMIUM is None and not IN_CI, reason="no Chromium on the PATH (Debian: apt-get install chromium)"

@@ -24,7 +24,6 @@ from audiorec.chain import CHAIN
 from audiorec.stack.client import Run
 from audiorec.stack.layout import DAG_ID
 
-# Setting up `together` waits for five runs, on a machine that does other things as well.
 pytestmark = [pytest.mark.services, pytest.mark.timeout(PATIENCE_SECONDS + 300)]
 
 ONE_DAY = timedelta(days=1)
