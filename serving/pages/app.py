@@ -75,7 +75,11 @@ def create_pages(
     async def refused(request: Request, error: AnyHTTPException) -> Response:
         """A person with a browser is sent to the login and comes back; a program gets its 401."""
         if error.status_code == 401:
-            if login is not None and request.method == "GET" and "text/html" in request.headers.get("accept", ""):
+            if (
+                login is not None
+                and request.method == "GET"
+                and "text/html" in request.headers.get("accept", "")
+            ):
                 return RedirectResponse(login(request), status_code=302)
             return JSONResponse({"detail": "not logged in"}, status_code=401)
         return problem(request, error.status_code, str(error.detail))
@@ -95,6 +99,3 @@ def create_pages(
 
 def _is_picture(request: Request) -> bool:
     return request.url.path.endswith((".svg", ".css"))
-
-
-

@@ -53,7 +53,9 @@ class Pair:
     champion: Version
 
 
-def choose(pages: Pages, versions: Sequence[Version], candidate: str | None, champion: str | None) -> Pair | None:
+def choose(
+    pages: Pages, versions: Sequence[Version], candidate: str | None, champion: str | None
+) -> Pair | None:
     """The versions to compare: those that are named, else the champion and the challenger or the newest other one.
 
     None if there are no two versions. Raises HTTPException (404) for a number that no version has.

@@ -36,7 +36,8 @@ def may_release(request: Request) -> Person:
     person: Person = request.state.person
     if not person.may_release:
         raise HTTPException(
-            403, "Your role may look at releases, not move them: it needs the right to trigger the DAG audiobook_rollback."
+            403,
+            "Your role may look at releases, not move them: it needs the right to trigger the DAG audiobook_rollback.",
         )
     return person
 

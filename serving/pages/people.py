@@ -61,7 +61,9 @@ def user_of(pages: Pages, handle: str) -> str:
     """The pseudonym behind a handle. Raises HTTPException (404) also for who is forgotten."""
     user = pages.seal.user(handle)
     if user is None or pages.withheld.is_forgotten(user):
-        raise HTTPException(404, "There is no such user, or the address is from before a change of the server's key.")
+        raise HTTPException(
+            404, "There is no such user, or the address is from before a change of the server's key."
+        )
     return user
 
 
@@ -75,7 +77,9 @@ def row_of(loaded: Loaded, user: str) -> int:
     return row
 
 
-def history(recommender: Recommender, row: int, without: frozenset[tuple[str, str]] = frozenset()) -> list[Heard]:
+def history(
+    recommender: Recommender, row: int, without: frozenset[tuple[str, str]] = frozenset()
+) -> list[Heard]:
     """Titles of a user's history, the latest first, each once with all that was done to it."""
     found: dict[tuple[str, int], list[str]] = {}
     last: dict[tuple[str, int], date] = {}
@@ -136,6 +140,7 @@ def find(request: Request, missing: bool = False) -> Response:
         "missing": missing,
         "loaded": loaded,
         "users": len(loaded.recommender.profiles.users),
+        "pseudonyms": pages.settings.privacy.user_ids == "pseudonyms",
     }
     return pages.render(request, "find_user.html", values, 404 if missing else 200)
 

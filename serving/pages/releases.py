@@ -106,9 +106,7 @@ class Releases:
             if key not in self._loaded:
                 bundle = Bundle.load(self.store, release)
                 like = next((one.recommender.encoder for one in self._loaded.values()), None)
-                recommender = Recommender(
-                    self.store, bundle, number, like, Pseudonyms.read(self._settings)
-                )
+                recommender = Recommender(self.store, bundle, number, like, Pseudonyms.read(self._settings))
                 self._loaded[key] = Loaded(bundle, recommender)
             self._loaded.move_to_end(key)
             while len(self._loaded) > KEPT:

@@ -30,9 +30,10 @@ DATES = 14
 """Dates on a page of the table."""
 CHART_DATES = 60
 MOVES = 8
+SET_ASIDE = "rows set aside"
 COUNTED = (
     ("extract", "interactions", "events that count"),
-    ("extract", "rejects", "reasons for rows set aside"),
+    ("extract", SET_ASIDE, "rows set aside"),
     ("extract", "users", "users"),
     ("refresh", "active_users", "of them active"),
     ("extract", "audiobooks", "audiobooks"),
@@ -62,7 +63,14 @@ class Cell:
 
     @property
     def counts(self) -> dict[str, float]:
-        return dict(self.manifest.facts.get("counts", {})) if self.manifest else {}
+        if self.manifest is None:
+            return {}
+        found = dict(self.manifest.facts.get("counts", {}))
+        rejects = self.manifest.facts.get("rejects")
+        if isinstance(rejects, dict):
+            # By table and reason; what extract counts as `rejects` are those of the catalogue's tables and users.
+            found[SET_ASIDE] = sum(rejects.values())
+        return found
 
 
 @dataclass(frozen=True)
@@ -236,7 +244,11 @@ def runs(request: Request, before: Annotated[date | None, Query()] = None) -> Re
             "counted": COUNTED,
             "earlier": keys[DATES - 1] if len(keys) > DATES else None,
             "first_page": before is None,
-            "quality": [one for one in reversed(judged) if one.as_of in shown_keys],
+            "quality": [
+                one
+                for one in sorted(judged, key=lambda one: one.as_of, reverse=True)
+                if one.as_of in shown_keys
+            ],
             "models": list(dict.fromkeys(one.model for one in judged)),
             "judged_dates": len({one.as_of for one in judged}),
             "moves": list(islice(moves(pages.store, pages.settings.release.model_name), MOVES)),
@@ -275,7 +287,9 @@ def one_date(request: Request, as_of: date, check: bool = False) -> Response:
             "day": day,
             "purposes": {task.name: task.purpose for task in CHAIN.values()},
             "links": {name: _links(request, pages.settings, cell) for name, cell in day.cells.items()},
-            "panels": [] if table is None else [(panel, by_model(table, panel)) for panel in ("full", "known")],
+            "panels": []
+            if table is None
+            else [(panel, by_model(table, panel)) for panel in ("full", "known")],
             "metrics": [] if table is None else list(dict.fromkeys(table["metric"])),
             "standing": _standing(pages.settings, as_of) if check else None,
         },
@@ -286,7 +300,11 @@ def _links(request: Request, settings: Settings, cell: Cell) -> dict[str, str]:
     """A result's links that a browser can open."""
     ui = str(request.scope.get("root_path", "")).removesuffix(PREFIX)
     found = browsable(cell.run.get("links", {}), settings, ui)
-    return {name: address for name, address in found.items() if address.startswith(("http://", "https://", "/recommender", f"{ui}/"))}
+    return {
+        name: address
+        for name, address in found.items()
+        if address.startswith(("http://", "https://", "/recommender", f"{ui}/"))
+    }
 
 
 def _standing(settings: Settings, as_of: date) -> dict[str, Any]:
@@ -296,7 +314,9 @@ def _standing(settings: Settings, as_of: date) -> dict[str, Any]:
         return {"tasks": [], "error": str(error)}
 
 
-def by_model(table: pd.DataFrame, panel: str, segments: tuple[str, ...] = ("all", "warm", "cold", "none")) -> list[dict[str, Any]]:
+def by_model(
+    table: pd.DataFrame, panel: str, segments: tuple[str, ...] = ("all", "warm", "cold", "none")
+) -> list[dict[str, Any]]:
     """A row a model and segment with its figures by metric, in the order of the file."""
     found = []
     chosen = table[table["panel"] == panel]

@@ -147,9 +147,7 @@ def one_title(request: Request, kind: Kind, item_id: str) -> Response:
         idx = recommender.idx(kind, item_id)
         near = recommender.similar(kind, item_id, NEAR)
     except (KeyError, UnknownTitle):
-        raise HTTPException(
-            404, f"The release of {recommender.as_of} has no such {kind}."
-        ) from None
+        raise HTTPException(404, f"The release of {recommender.as_of} has no such {kind}.") from None
     table = recommender.books if kind == "audiobook" else recommender.podcasts
     description = table["description"].iloc[idx]
     values: dict[str, Any] = {
