@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import subprocess
@@ -433,9 +434,7 @@ def test_a_title_shows_its_neighbours_and_no_edge_of_few_people(site: Site):
         np.load(site.store.open(graph, f"release.audiobook_audiobook.{part}.npy"))
         for part in ("indptr", "indices", "users")
     )
-    few = np.diff(indptr) - np.array(
-        [(users[a:b] >= 5).sum() for a, b in zip(indptr, indptr[1:], strict=False)]
-    )
+    few = np.diff(indptr) - np.array([(users[a:b] >= 5).sum() for a, b in itertools.pairwise(indptr)])
     idx = int(np.argmax(np.where(np.diff(indptr) > few, few, -1)))
     edges = dict(
         zip(
