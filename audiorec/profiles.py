@@ -10,11 +10,13 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import date, timedelta
 from typing import Literal
 
 import numpy as np
 import pandas as pd
 
+from audiorec.catalogue import DAY_ZERO
 from audiorec.features import UserFeatures
 from audiorec.pseudonyms import Pseudonyms
 from audiorec.release_files import ReleaseFiles
@@ -173,6 +175,10 @@ class Profiles:
             ),
             streamed=self._streamed.rows(row)["audiobook_idx"].astype(np.int64),
         )
+
+    def touched_on(self, row: int) -> list[date]:
+        """The latest day of each title of `of_user(row).history`, in the same order."""
+        return [DAY_ZERO + timedelta(days=int(day)) for day in self._history.rows(row)["day"]]
 
     def stranger(self) -> Profile:
         """Somebody of whom nothing is known: the features of a user without any event, age or country."""

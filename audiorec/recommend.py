@@ -390,6 +390,13 @@ class Recommender:
             for one, score, people in zip(found.rows, found.scores, users, strict=True)
         ]
 
+    def listened(self, idx: int) -> tuple[int, int] | None:
+        """(plays in the last 30 days, listeners in the window) of an audiobook; None where these are too few to be said."""
+        listeners = int(self._recent["listeners"].iloc[idx])
+        if listeners < MIN_EDGE_USERS:
+            return None
+        return int(self._recent["streams_30_days"].iloc[idx]), listeners
+
     # --- names
 
     def title(self, kind: str, idx: int) -> str:

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from audiorec import champion as released
 from audiorec.errors import AudiorecError, BadSettings, Corrupt
+from audiorec.gate import Candidate, Champion, Verdict, decide
 from audiorec.history import Action, Entry, History, Outcome, Recorded, VersionRef
 from audiorec.registry import CHALLENGER, CHAMPION, Hold, Registry, Version
 from audiorec.settings import HOLD_DAYS, Settings, load_settings
@@ -54,22 +55,29 @@ class ReleaseControl:
 
     Args:
         now: the clock; entries and holds carry its time.
+        wait_seconds: for how long to wait for others who move aliases.
     """
 
-    def __init__(self, settings: Settings, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        wait_seconds: float = 1800,
+    ) -> None:
+        self._settings, self._wait_seconds = settings, wait_seconds
         self.registry = Registry(settings)
         self.store = Store(settings.store.uri, settings.store.scratch)
         self.history = History(self.store, self.registry.name)
         self._now = now
 
     @contextmanager
-    def exclusive(self, wait_seconds: float = 1800) -> Iterator[list[Entry]]:
+    def exclusive(self, wait_seconds: float | None = None) -> Iterator[list[Entry]]:
         """Nobody else moves aliases meanwhile; what a killed process left open is settled first, and yielded.
 
         Raises:
-            Busy: not had within `wait_seconds`.
+            Busy: not had within `wait_seconds` (None: those of this object).
         """
-        with self.registry.exclusive(wait_seconds):
+        with self.registry.exclusive(self._wait_seconds if wait_seconds is None else wait_seconds):
             yield self._settle()
 
     # --- what can be done; `move` asks that the caller is inside `exclusive`
@@ -86,6 +94,67 @@ class ReleaseControl:
             self.history.finish(number, "done", self._now())
         elif alias == CHAMPION:
             self._point(alias, version)
+
+    def promote(
+        self, number: str, *, why: str, who: str, expected: str | None = None, override_hold: bool = False
+    ) -> Version:
+        """Make a registered version the champion, as `promote = force` would: forward in data time, and never an unfit one.
+
+        Args:
+            expected: number that the champion must have, "" for none.
+            override_hold: in spite of a hold.
+
+        Raises:
+            BadSettings: there is no such version, the champion is not the expected one, or the version may not be promoted.
+            Corrupt: files of the version are missing or damaged.
+        """
+        with self.exclusive():
+            version = self._version(number)
+            serving = self.registry.alias(CHAMPION)
+            self._expect(serving, expected)
+            if serving is not None and serving.number == number:
+                return version
+            verdict = self._forced(version, serving, override_hold)
+            if not verdict.promoted:
+                raise BadSettings(
+                    f"version {number} ({version.as_of}) cannot be promoted: {'; '.join(verdict.reasons)}"
+                )
+            self._verify(version)
+            self.move(CHAMPION, version, "promote", who, " ".join(why.split()) or NO_REASON, verdict.line())
+            policy = "override_hold" if override_hold else "force"
+            self.registry.record_verdict(version, verdict.line(), policy, "manual", promoted=True)
+        return version
+
+    def _forced(self, version: Version, serving: Version | None, override_hold: bool) -> Verdict:
+        """The gate's word on a version that a person wants."""
+        if version.rejected:
+            return Verdict(False, "refused", ["it was rejected and is never eligible again"])
+        judged = version.tags.get("verdict")
+        if judged is None:
+            return Verdict(
+                False, "refused", ["the gate has not judged it yet; run promote for its date first"]
+            )
+        insane = [judged] if judged.startswith("refused: sanity check failed") else []
+        held = self.registry.hold(self._now())
+        return decide(
+            Candidate(version.as_of, version.hit_rate, 0, insane),
+            None if serving is None else Champion(serving.number, serving.as_of, None),
+            [],
+            self._settings.release,
+            policy="override_hold" if override_hold else "force",
+            run_type="manual",
+            hold=held.line() if held else None,
+        )
+
+    @staticmethod
+    def _expect(serving: Version | None, expected: str | None) -> None:
+        """Raise BadSettings if the champion is not the one that somebody had before the eyes."""
+        found = "" if serving is None else serving.number
+        if expected is not None and found != expected:
+            raise BadSettings(
+                f"the champion is {f'version {found} ({serving.as_of})' if serving else 'nobody'}, not {expected or 'nobody'}: "
+                "it was moved already. `audiorec history` shows by whom; nothing was changed"
+            )
 
     def rollback(
         self,
@@ -133,11 +202,7 @@ class ReleaseControl:
                 raise BadSettings(
                     f"{self.registry.name} has no champion, so there is nothing to go back from"
                 )
-            if expected is not None and serving.number != expected:
-                raise BadSettings(
-                    f"the champion is version {serving.number} ({serving.as_of}), not {expected}: it was moved already. "
-                    "`audiorec history` shows by whom; nothing was changed"
-                )
+            self._expect(serving, expected)
             target, notes = self._target(serving, to)
             until = None
             if hold_days:

@@ -41,11 +41,16 @@ class Champion(Protocol):
     def __call__(self) -> tuple[str, dict[str, Any]] | None: ...
 
 
+def hasty(settings: Settings) -> Settings:
+    """The settings for who answers people: MLflow is asked for a few seconds only."""
+    patience = min(_REGISTRY_SECONDS, settings.mlflow.timeout_seconds)
+    mlflow = settings.mlflow.model_copy(update={"timeout_seconds": patience})
+    return settings.model_copy(update={"mlflow": mlflow})
+
+
 def registry_champion(settings: Settings) -> Champion:
     """The alias in MLflow. Raises AudiorecError where it does not answer."""
-    patience = min(_REGISTRY_SECONDS, settings.mlflow.timeout_seconds)
-    hasty = settings.mlflow.model_copy(update={"timeout_seconds": patience})
-    registry = Registry(settings.model_copy(update={"mlflow": hasty}))
+    registry = Registry(hasty(settings))
 
     def champion() -> tuple[str, dict[str, Any]] | None:
         version = registry.alias(CHAMPION)

@@ -1,6 +1,6 @@
 """Addresses that a browser can open, for what tasks leave as files: Data Docs and runbooks.
 
-The pages themselves are served by the plugin in `audiorec/stack/plugins/`, behind Airflow's login.
+The pages themselves are served by the plugin in `serving/plugins/`, behind Airflow's login.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 from audiorec.settings import SETTINGS_VARIABLE, WHERE, Settings
 
 PROJECT = Path(__file__).resolve().parents[2]
-PLUGINS = Path(__file__).parent / "plugins"
+PLUGINS = PROJECT / "serving" / "plugins"
 DAG_ID = "audiobook_recommender"
 USER = "admin"
 STACK_VARIABLE = "_AUDIOREC_STACK"

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ui_services import FIRST_DAY, KILLED_EPOCHS, Services
+from ui_services import ARGUMENTS, CHROMIUM, FIRST_DAY, KILLED_EPOCHS, PATIENCE_MS, Services
 
 from audiorec import stack
 from audiorec.settings import as_toml, load_settings
@@ -75,3 +75,41 @@ def shoot(screenshots: list[Path]) -> Callable[[Any, str], None]:
             shutil.copy(target, folder)
 
     return take
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    if CHROMIUM is None:
+        pytest.fail("CI=true, but there is no Chromium on the PATH; .ci/run installs it")
+    return CHROMIUM
+
+
+@pytest.fixture(scope="module")
+def browser(chromium: str, services: Services) -> Iterator[Any]:
+    """A browser context with an English clock, so that a date can be typed."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        # A proxy of the environment must not be asked for our own machine.
+        program = playwright.chromium.launch(
+            executable_path=chromium, args=[*ARGUMENTS, "--proxy-server=direct://"]
+        )
+        context = program.new_context(
+            viewport={"width": 1400, "height": 1000}, locale="en-US", timezone_id="UTC"
+        )
+        context.set_default_timeout(PATIENCE_MS)
+        yield context
+        program.close()
+
+
+@pytest.fixture(scope="module")
+def page(browser: Any, services: Services, shoot: Callable[[Any, str], None]) -> Any:
+    """A page whose person has logged in by the form."""
+    page = browser.new_page()
+    page.goto(services.airflow)
+    page.locator("input[name=username]").fill(services.account.user)
+    page.locator("input[name=password]").fill(services.account.password)
+    shoot(page, "01-login")
+    page.get_by_role("button", name="Sign in").click()
+    page.get_by_text("Active Dags").wait_for()
+    return page

@@ -6,82 +6,29 @@ can tell, so look at them after a change of texts, logs or pages.
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import httpx
 import pytest
-from ui_services import FIRST_DAY, PATIENCE_SECONDS, Services
+from ui_services import CHROMIUM, FIRST_DAY, IN_CI, PATIENCE_SECONDS, Services
 
 from audiorec.chain import CHAIN
 from audiorec.stack.layout import DAG_ID
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-IN_CI = os.environ.get("CI", "").lower() == "true"
-ARGUMENTS = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
-PATIENCE_MS = 30_000
 
 pytestmark = [
     pytest.mark.browser,
     pytest.mark.services,
     pytest.mark.timeout(PATIENCE_SECONDS + 300),
-    # In CI the fixture `chromium` fails instead.
+    pytest.mark.usefixtures("chromium"),  # first, so that nothing is started without one
+    # In CI the fixture fails instead.
     pytest.mark.skipif(
         CHROMIUM is None and not IN_CI, reason="no Chromium on the PATH (Debian: apt-get install chromium)"
     ),
 ]
 
 Shoot = Callable[[Any, str], None]
-
-
-@pytest.fixture(scope="session", autouse=True)  # so it comes first: nothing is started without one
-def chromium() -> str:
-    if CHROMIUM is None:
-        pytest.fail("CI=true, but there is no Chromium on the PATH; .ci/run installs it")
-    return CHROMIUM
-
-
-@pytest.fixture(scope="module")
-def browser(chromium: str, services: Services) -> Iterator[Any]:
-    """A browser context with an English clock, so that a date can be typed."""
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        # A proxy of the environment must not be asked for our own machine.
-        program = playwright.chromium.launch(
-            executable_path=chromium, args=[*ARGUMENTS, "--proxy-server=direct://"]
-        )
-        context = program.new_context(
-            viewport={"width": 1400, "height": 1000}, locale="en-US", timezone_id="UTC"
-        )
-        context.set_default_timeout(PATIENCE_MS)
-        yield context
-        program.close()
-
-
-@pytest.fixture(scope="module")
-def page(browser: Any, services: Services, shoot: Shoot) -> Any:
-    """A page whose person has logged in by the form."""
-    page = browser.new_page()
-    page.goto(services.airflow)
-    page.locator("input[name=username]").fill(services.account.user)
-    page.locator("input[name=password]").fill(services.account.password)
-    shoot(page, "01-login")
-    page.get_by_role("button", name="Sign in").click()
-    page.get_by_text("Active Dags").wait_for()
-    return page
 
 
 @pytest.fixture(scope="module")
