@@ -65,7 +65,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "results")
     given = parser.parse_args(arguments)
     chosen = [names[name] for name in given.only] if given.only else list(EXPERIMENTS)
-    lab = Lab(given.work)
+    lab = Lab(given.work, given.short)
     try:
         done = run(chosen, lab, given.short)
     finally:

@@ -270,10 +270,15 @@ def _run_here(
 
 
 class Lab:
-    """The experiments' folder: `source`, `reference`, and a folder an experiment."""
+    """The experiments' folder: `source`, `reference`, and a folder an experiment.
 
-    def __init__(self, work: Path) -> None:
+    Args:
+        short: the reference has one date only.
+    """
+
+    def __init__(self, work: Path, short: bool = False) -> None:
         self.work = work.resolve()
+        self._dates = (AS_OF,) if short else (AS_OF, AS_OF + DAY, AS_OF - DAY)
         self.work.mkdir(parents=True, exist_ok=True)
         # Not a secret here: the same pseudonyms in every run make the same bytes.
         key = self.work / "user-ids.key"
@@ -356,13 +361,14 @@ class Lab:
     def reference(self) -> Place:
         """Three dates of the chain up to `build_index`, undisturbed: the day before AS_OF, AS_OF and the day after."""
         if self._reference is None:
-            done, product = self.work / "reference.done", product_digest()
+            done = self.work / "reference.done"
+            product = f"{product_digest()} {len(self._dates)}"
             file = self.work / "reference" / "settings.toml"
             if file.exists() and done.exists() and done.read_text(encoding="ascii") == product:
                 self._reference = Place(file.parent, load_settings(file))
                 return self._reference
             place = self.place("reference")
-            for as_of in (AS_OF, AS_OF + DAY, AS_OF - DAY):
+            for as_of in self._dates:
                 place.need(" ".join(BEFORE_PROMOTE), as_of)
             done.write_text(product, encoding="ascii")
             self._reference = place
