@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+import traceback
 from pathlib import Path
 
 from audiorec.experiments.publish import commit
 from benchmarks.chaos import damage, data, gate, kills, privacy
 from benchmarks.chaos.lab import ROOT, Lab
-from benchmarks.chaos.report import Experiment, Finished, write
+from benchmarks.chaos.report import Experiment, Finished, Row, write
 
 EXPERIMENTS: tuple[Experiment, ...] = (
     *gate.EXPERIMENTS,
@@ -20,9 +21,11 @@ EXPERIMENTS: tuple[Experiment, ...] = (
     *privacy.EXPERIMENTS,
 )
 
+NOT_ENDED = "the experiment runs to its end"
+
 
 def run(chosen: list[Experiment], lab: Lab, short: bool) -> list[Finished]:
-    """Run experiments, or take what is kept of them; a failed one keeps what it found."""
+    """Run experiments, or take what is kept of them; one that breaks off is not kept."""
     done = []
     for experiment in chosen:
         kept = lab.work / "results" / f"{experiment.name}{'-short' if short else ''}.json"
@@ -31,7 +34,11 @@ def run(chosen: list[Experiment], lab: Lab, short: bool) -> list[Finished]:
         if finished is None or finished.fingerprint != fingerprint:
             began = time.monotonic()
             print(f"{experiment.name}: {experiment.purpose}", flush=True)
-            rows = experiment.run(lab, experiment.seed, short)
+            try:
+                rows = experiment.run(lab, experiment.seed, short)
+            except Exception:  # the others shall run all the same
+                trouble = traceback.format_exc()
+                rows = [Row(NOT_ENDED, trouble.strip().splitlines()[-1], False, trouble)]
             finished = Finished(
                 experiment.name,
                 experiment.number,
@@ -42,7 +49,8 @@ def run(chosen: list[Experiment], lab: Lab, short: bool) -> list[Finished]:
                 commit(),
                 rows,
             )
-            finished.keep(kept)
+            if rows[0].criterion != NOT_ENDED:
+                finished.keep(kept)
         else:
             print(f"{experiment.name}: kept from an earlier run", flush=True)
         for row in finished.rows:

@@ -43,7 +43,7 @@ class Tables:
         other.connection = duckdb.connect()
         other.connection.execute("SET TimeZone = 'UTC'; SET threads = 1")
         for table in TABLES:
-            rows = self.connection.execute(f"SELECT * FROM {table.name}").to_arrow_table()
+            rows = self.connection.table(table.name).to_arrow_table()
             other.connection.register("rows_of_ours", rows)
             other.connection.execute(f"CREATE TABLE {table.name} AS SELECT * FROM rows_of_ours")
             other.connection.unregister("rows_of_ours")
@@ -106,7 +106,7 @@ def events(lab: Lab, seed: int, short: bool) -> list[Row]:
     """What the same events make when they come otherwise."""
     tables = Tables(lab.source)
     tables.run(f"SELECT SETSEED({(seed % 100) / 100})")
-    clean = lab.place("events_clean", tables.write(lab.work / "events" / "clean"))
+    clean = lab.place("events_clean", tables.write(lab.work / "tables" / "clean"))
     clean.need("extract", AS_OF)
     known = days(clean)
     files = hashes(clean, "extract")
@@ -124,7 +124,7 @@ def events(lab: Lab, seed: int, short: bool) -> list[Row]:
 
 
 def _shuffled(lab: Lab, tables: Tables, clean: Place) -> Row:
-    place = lab.place("events", tables.copy().write(lab.work / "events" / "shuffled", "ORDER BY RANDOM()"))
+    place = lab.place("events", tables.copy().write(lab.work / "tables" / "shuffled", "ORDER BY RANDOM()"))
     place.need("extract", AS_OF)
     same = place.manifests() == clean.manifests()
     return Row("rows shuffled: every manifest equal", "equal" if same else "not equal", same)
@@ -140,7 +140,7 @@ def _duplicates(
         changed.count(f"SELECT COUNT(*) FROM {name}") - tables.count(f"SELECT COUNT(*) FROM {name}")
         for name in EVENTS
     )
-    place = lab.place("events", changed.write(lab.work / "events" / "twice"))
+    place = lab.place("events", changed.write(lab.work / "tables" / "twice"))
     place.need("extract", AS_OF)
     got = days(place)
     equal = sum([sha for _, sha in got[day]] == [sha for _, sha in known[day]] for day in known)
@@ -164,7 +164,7 @@ def _late(lab: Lab, tables: Tables, clean: Place) -> list[Row]:
     late = tables.copy()
     chosen = [AS_OF - 3 * DAY, AS_OF - 9 * DAY, AS_OF - 15 * DAY]
     touched = ", ".join(f"DATE '{day}'" for day in chosen)
-    held = lab.work / "events" / "late"
+    held = lab.work / "tables" / "late"
     is_late = f"CAST(occurred_at AS DATE) IN ({touched}) AND HOUR(occurred_at) % 3 = 0"
     before = tables.copy()
     number = 0
@@ -204,8 +204,8 @@ def _late(lab: Lab, tables: Tables, clean: Place) -> list[Row]:
 def _skewed(lab: Lab, tables: Tables, known: dict[str, list[tuple[str, str]]]) -> list[Row]:
     """Clocks up to 48 h fast or slow: the folder says when a row arrived."""
     changed = tables.copy()
-    fast = "HASH(user_id, occurred_at, 'fast') % 100 = 0"
-    slow = "HASH(user_id, occurred_at, 'slow') % 100 = 0"
+    fast = "HASH(user_id, occurred_at, 'fast') % 20 = 0"
+    slow = "HASH(user_id, occurred_at, 'slow') % 20 = 0"
     in_time = f"{FOLDER} = CAST(occurred_at AS DATE) AND CAST(occurred_at AS DATE) BETWEEN DATE '{AS_OF - 10 * DAY}' AND DATE '{AS_OF - 5 * DAY}'"
     ahead = 0
     for name in EVENTS:
@@ -216,7 +216,7 @@ def _skewed(lab: Lab, tables: Tables, known: dict[str, list[tuple[str, str]]]) -
             UPDATE {name} SET occurred_at = occurred_at - INTERVAL 48 HOUR WHERE {slow} AND {in_time} AND NOT {fast};
             """
         )
-    place = lab.place("events", changed.write(lab.work / "events" / "skewed"))
+    place = lab.place("events", changed.write(lab.work / "tables" / "skewed"))
     place.need("extract", AS_OF)
     manifest = place.manifest("extract", AS_OF)
     aside = sum(
@@ -248,10 +248,12 @@ def _future(lab: Lab, tables: Tables, clean: Place) -> Row:
     changed = tables.copy()
     for name in EVENTS:
         changed.run(
-            f"INSERT INTO {name} SELECT * REPLACE (occurred_at + INTERVAL 200 DAY AS occurred_at) FROM {name} "
-            "USING SAMPLE 1 PERCENT (bernoulli, 6)"
+            f"""
+            INSERT INTO {name} SELECT * REPLACE (occurred_at + INTERVAL 200 DAY AS occurred_at) FROM {name}
+            WHERE occurred_at BETWEEN DATE '{AS_OF - 40 * DAY}' AND DATE '{AS_OF}' AND HASH(user_id, occurred_at) % 50 = 0
+            """
         )
-    place = lab.place("events", changed.write(lab.work / "events" / "future"))
+    place = lab.place("events", changed.write(lab.work / "tables" / "future"))
     place.need("extract", AS_OF)
     same = place.manifests() == clean.manifests()
     return Row(
@@ -293,7 +295,7 @@ def _calendar(
             """
         )
     # Titles keep their dates of publication: nothing here asks whether one is out yet.
-    place = lab.place("events", changed.write(lab.work / "events" / "moved"))
+    place = lab.place("events", changed.write(lab.work / "tables" / "moved"))
     ended = place.fork("extract", AS_OF + moved, variables={"TZ": zone})
     if ended.code:
         return Row(
@@ -344,7 +346,7 @@ def leaks(lab: Lab, seed: int, short: bool) -> list[Row]:
             INSERT INTO {name} SELECT * REPLACE (occurred_at + INTERVAL 1 HOUR AS occurred_at) FROM {name} WHERE {after};
             """
         )
-    place = lab.place("leaks", changed.write(lab.work / "leaks"))
+    place = lab.place("leaks", changed.write(lab.work / "tables" / "leaks"))
     tasks = "extract embed_music build_graph" if short else CHAIN_TO_EVALUATE
     place.need(tasks, AS_OF)
     ours = {
@@ -380,7 +382,7 @@ def _hold_out(lab: Lab, tables: Tables) -> Row:
         DELETE FROM music_events WHERE occurred_at >= DATE '{split}' AND HASH(user_id) % 3 = 1;
         """
     )
-    place = lab.place("leaks", changed.write(lab.work / "leaks"))
+    place = lab.place("leaks", changed.write(lab.work / "tables" / "leaks"))
     place.need(CHAIN_TO_EVALUATE.removesuffix(" evaluate"), AS_OF)
     compared, equal, different = 0, 0, []
     for task in ("embed_text", "embed_music", "build_graph", "train_hgnn", "train_two_tower"):
@@ -414,7 +416,7 @@ WRONG_TYPE = {
 def schema(lab: Lab, seed: int, short: bool) -> list[Row]:
     """Each column of each table dropped, renamed, given another type; a column more in each table."""
     tables = Tables(lab.source)
-    flat = tables.write_flat(lab.work / "schema" / "flat")
+    flat = tables.write_flat(lab.work / "tables" / "schema")
     place = lab.place("schema", flat)
     place.need("extract", AS_OF)
     clean = place.manifests()
@@ -631,7 +633,7 @@ def poison(lab: Lab, seed: int, short: bool) -> list[Row]:
     traced, outcomes, unreadable = [], {"went on": 0, "stopped by a code": 0}, []
     chosen: Iterable[Poison] = POISONS[::20] if short else POISONS
     for one in chosen:
-        folder = lab.work / "poison" / "source"
+        folder = lab.work / "tables" / "poison"
         shutil.rmtree(folder, ignore_errors=True)
         changed = tables.copy()
         if one.sql:
