@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import time
 import traceback
@@ -73,6 +74,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "results")
     given = parser.parse_args(arguments)
     chosen = [names[name] for name in given.only] if given.only else list(EXPERIMENTS)
+    # Asked to stop, it unmounts and ends what it started.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     lab = Lab(given.work, given.short)
     try:
         done = run(chosen, lab, given.short)
