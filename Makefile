@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo run cluster down status doctor check test format clean
+.PHONY: help setup demo run cluster down status doctor check test chaos format clean
 
 help: ## say what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -52,6 +52,9 @@ check: $(STAMP) ## ruff, types, import-linter
 
 test: $(STAMP) ## all tests, two files at a time; those with a browser need Chromium
 	$(BIN)/pytest -n 2
+
+chaos: $(STAMP) ## reliability experiments, up to two hours, resumable; writes docs/results/chaos.md
+	$(BIN)/python -m benchmarks.chaos
 
 format: $(STAMP) ## put the code in shape
 	$(BIN)/ruff check --fix .

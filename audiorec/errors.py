@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import re
 from enum import IntEnum
 
 
@@ -53,3 +55,18 @@ class Corrupt(AudiorecError):
     """A stored file does not have the bytes its manifest promises."""
 
     exit_code = ExitCode.CORRUPT
+
+
+_NO_SPACE = re.compile(r"No space left on device|Disk quota exceeded|\d+ requested and \d+ written")
+"""How libraries say it that raise errors of their own: DuckDB, faiss, safetensors; numpy counts what it could not write."""
+
+
+def is_disk_full(error: BaseException | None) -> bool:
+    """Whether an error, or one that it came from, says that a disk has no room left."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        if not isinstance(error, AudiorecError) and _NO_SPACE.search(str(error)):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

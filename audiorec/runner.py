@@ -10,7 +10,9 @@ import json
 import os
 import platform
 import resource
+import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Mapping
 from datetime import date
@@ -19,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from audiorec.chain import TASKS
-from audiorec.errors import AudiorecError, BadData, BadSettings, ExitCode
+from audiorec.errors import AudiorecError, BadData, BadSettings, ExitCode, is_disk_full
 from audiorec.fingerprint import code_fingerprint, code_parts, fingerprint
 from audiorec.settings import PROFILES, PROMOTE_WORDS, Settings, load_settings
 from audiorec.store import Manifest, Store
@@ -230,3 +232,27 @@ def main(name: str, arguments: list[str] | None = None) -> None:
     except MemoryError:
         print(f"{name} ran out of memory; raise resources.{name}.memory_mb or cut the work", file=sys.stderr)
         sys.exit(ExitCode.MEMORY)
+    except Exception as error:
+        if not is_disk_full(error):
+            raise
+        print(
+            f"{name}: the disk is full ({str(error).splitlines()[0]}); {_room(settings)}. Nothing of this result is visible. "
+            "`audiorec gc` says what could go (`--apply` removes it); make room, then run it again",
+            file=sys.stderr,
+            flush=True,
+        )
+        sys.exit(ExitCode.UNAVAILABLE)
+
+
+def _room(settings: Settings) -> str:
+    """How much is left where a task writes."""
+    places = {
+        "scratch": settings.store.scratch,
+        "store": settings.store.uri,
+        "temporary files": tempfile.gettempdir(),
+    }
+    there = {what: Path(place) for what, place in places.items() if Path(place).exists()}
+    return ", ".join(
+        f"{shutil.disk_usage(path).free / 2**20:,.0f} MiB free for {what} ({path})"
+        for what, path in there.items()
+    )

@@ -8,6 +8,7 @@ store makes its own with `tiny_settings`.
 from __future__ import annotations
 
 import os
+import tomllib
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -55,30 +56,9 @@ def merged(*layers: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 
 TINY_GROUPS: dict[str, dict[str, Any]] = {
+    **tomllib.loads((Path(__file__).parents[1] / "benchmarks" / "chaos" / "tiny.toml").read_text()),
     "mlflow": {"uri": NO_MLFLOW},
     "resources": {name: {"threads": 1} for name in (*TINY_TASKS, "refresh", "build_index", "promote")},
-    # Cuts of as_of 2026-11-20: hold-out 11-15..11-20, targets 11-07..11-14 with stopping on the last two
-    # days, graphs from 10-18 on. The tables begin on 2026-10-10.
-    "time": {
-        "window_days": 20,
-        "holdout_days": 6,
-        "target_days": 8,
-        "validation_days": 2,
-        "validation_targets": 40,
-    },
-    # Twelve tokens a text: lengths are few, so batches are full and encoding takes a second.
-    "text": {"max_tokens": 12},
-    "music": {"dimensions": 8},
-    "hgnn": {
-        "hidden_dim": 16,
-        "out_dim": 16,
-        "fanouts": (4, 3),
-        "max_epochs": 2,
-        "edges_per_epoch": 900,
-        "batch_size": 128,
-    },
-    "two_tower": {"layers": (24, 12), "epochs": 2, "popularity_windows": (3, 7)},
-    "evaluation": {"bootstrap": 50, "popularity_windows": (3, 7), "min_segment_users": 20},
 }
 
 
