@@ -16,7 +16,7 @@ import jwt
 import pandas as pd
 import pytest
 from mlflow import MlflowClient
-from ui_services import CHROMIUM, FIRST_DAY, IN_CI, Services
+from ui_services import CHROMIUM, FIRST_DAY, IN_CI, PATIENCE_SECONDS, Services
 
 from audiorec.recommend import Asked, Recommender
 from audiorec.registry import Registry
@@ -25,6 +25,7 @@ from audiorec.stack.layout import Layout
 pytestmark = [
     pytest.mark.browser,
     pytest.mark.services,
+    pytest.mark.timeout(PATIENCE_SECONDS + 300),
     pytest.mark.usefixtures("chromium"),
     pytest.mark.skipif(
         CHROMIUM is None and not IN_CI, reason="no Chromium on the PATH (Debian: apt-get install chromium)"
