@@ -13,6 +13,9 @@ help: ## say what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
 	@echo "  make run SOURCE=folder AS_OF=2026-11-23 [SETTINGS=file.toml] [PROFILE=smoke|standard|full]"
 
+# The lock is complete, so it is installed as it stands, without looking for versions that fit; a check says so if they
+# do not. torch is asked for again because its CUDA build needs parts that its CPU build of the same version does without.
+# Compiling takes as long as all the rest, hence once, on all cores.
 setup: $(STAMP) ## the virtual environment, from the committed lock
 
 $(STAMP): pyproject.toml constraints.txt
@@ -21,7 +24,11 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "Python's venv module is missing; on Debian: apt-get install python3-venv"; exit 1; }
 	@$(PYTHON) -c 'import shutil, sys; free = shutil.disk_usage(".").free / 2**30; sys.exit(free < 6 and not print(f"{free:.1f} GiB of disk are free here and about 6 are needed; make room or clone elsewhere"))'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,experiments]'
+	$(BIN)/pip install --quiet --no-deps --no-compile --requirement constraints.txt
+	$(BIN)/pip install --quiet --no-deps --editable .
+	$(BIN)/pip install --quiet --constraint constraints.txt torch
+	@$(BIN)/pip check || { echo "constraints.txt does not hold what its own packages ask for; see how it is made in its first lines"; exit 1; }
+	@$(BIN)/python -m compileall -q -q -j 0 $(VENV)/lib || true
 	@touch $(STAMP)
 
 demo: $(STAMP) ## sample data, Airflow, MLflow, one real run, recommendations; the UIs stay up
@@ -32,7 +39,6 @@ run: $(STAMP) ## the DAG for one date on your own tables: SOURCE=... AS_OF=...
 	@$(BIN)/audiorec run --as-of $(AS_OF) $(if $(SOURCE),--source $(SOURCE)) $(if $(SETTINGS),--settings $(SETTINGS)) $(if $(PROFILE),--profile $(PROFILE))
 
 cluster: $(STAMP) ## the same DAG on Celery, Postgres, Redis and an S3 store, all on this machine (Debian packages)
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[cluster]'
 	@$(BIN)/audiorec cluster
 
 down: ## end the services that were started here
