@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from datetime import date, datetime
 from pathlib import Path
@@ -51,7 +52,6 @@ class Pages:
         self.releases = Releases(settings)
         self.store = self.releases.store
         self.evaluations = Evaluations(self.store)
-        self.withheld = Withheld(settings.serving, Forgotten(settings))
         self._environment = Environment(
             loader=FileSystemLoader(HERE / "templates"),
             autoescape=True,
@@ -68,6 +68,11 @@ class Pages:
             "path": lambda text: quote(str(text), safe=""),
             "query": lambda values: urlencode(values, doseq=True),
         }
+
+    @functools.cached_property
+    def withheld(self) -> Withheld:
+        """Hidden titles and forgotten users. Raises BadSettings if a list of the settings cannot be read."""
+        return Withheld(self.settings.serving, Forgotten(self.settings))
 
     def render(
         self, request: Request, template: str, values: Mapping[str, Any], status: int = 200

@@ -263,7 +263,7 @@ def quality_chart(request: Request, theme: Literal["light", "dark"] = "light") -
     judged = quality(pages.evaluations, pages.store, dates(pages.store)[:CHART_DATES])
     moved = {
         one.entry.after.as_of: one.entry.action
-        for one in moves(pages.store, pages.settings.release.model_name)
+        for one in reversed(list(moves(pages.store, pages.settings.release.model_name)))
         if one.entry.after is not None
     }
     return Response(charts.quality(judged, moved, theme), media_type="image/svg+xml", headers=charts.HEADERS)

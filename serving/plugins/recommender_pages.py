@@ -51,6 +51,7 @@ class RecommenderPages(AirflowPlugin):
 
     name = "audiobook_recommender_pages"
     fastapi_apps = [{"app": Pages(), "url_prefix": PREFIX, "name": "Audiobook recommender pages"}]  # noqa: RUF012
+    # In the menu Browse, because at the top level 3.3.2 makes of a link a button that does nothing (measured).
     external_views = [  # noqa: RUF012
-        {"name": "Recommender", "href": f"{ui()}{PREFIX}/runs", "destination": "nav", "nav_top_level": True}
+        {"name": "Recommender", "href": f"{ui()}{PREFIX}/runs", "destination": "nav", "category": "browse"}
     ]

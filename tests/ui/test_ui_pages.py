@@ -92,10 +92,14 @@ def shown(page: Any, row: str, column: str, caption: str) -> str:
 
 def test_the_ui_has_a_link_to_the_pages(page: Any, services: Services, site: str, shoot: Shoot):
     page.goto(services.airflow)
+    page.get_by_role("button", name="Browse").click()
     link = page.locator(f'a[href="{site}/runs"]')
-    link.first.wait_for()
-    assert "Recommender" in link.first.inner_text()
+    link.wait_for()
     shoot(page, "20-link")
+    with page.context.expect_page() as opened:  # a tab of its own
+        link.click()
+    opened.value.get_by_role("heading", name="Runs", exact=True).wait_for()
+    opened.value.close()
 
 
 def test_runs_shows_what_the_store_has(
