@@ -87,7 +87,8 @@ def main(arguments: list[str] | None = None) -> int:
             kept = Finished.read(
                 lab.work / "results" / f"{experiment.name}{'-short' if given.short else ''}.json"
             )
-            if kept is not None and kept.fingerprint == experiment.fingerprint(given.short):
+            if kept is not None:
+                kept.stale = kept.fingerprint != experiment.fingerprint(given.short)
                 done.append(kept)
     there = {one.name for one in done}
     command = "python -m benchmarks.chaos" + (" --short" if given.short else "")
