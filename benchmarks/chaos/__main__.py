@@ -33,7 +33,7 @@ def run(chosen: list[Experiment], lab: Lab, short: bool) -> list[Finished]:
         fingerprint = experiment.fingerprint(short)
         finished = Finished.read(kept)
         if finished is None or finished.fingerprint != fingerprint:
-            began = time.monotonic()
+            began, code = time.monotonic(), commit()
             print(f"{experiment.name}: {experiment.purpose}", flush=True)
             try:
                 rows = experiment.run(lab, experiment.seed, short)
@@ -47,7 +47,7 @@ def run(chosen: list[Experiment], lab: Lab, short: bool) -> list[Finished]:
                 experiment.seed,
                 fingerprint,
                 round(time.monotonic() - began, 1),
-                commit(),
+                code,
                 rows,
             )
             if rows[0].criterion != NOT_ENDED:
@@ -87,7 +87,8 @@ def main(arguments: list[str] | None = None) -> int:
             kept = Finished.read(
                 lab.work / "results" / f"{experiment.name}{'-short' if given.short else ''}.json"
             )
-            if kept is not None and kept.fingerprint == experiment.fingerprint(given.short):
+            if kept is not None:
+                kept.stale = kept.fingerprint != experiment.fingerprint(given.short)
                 done.append(kept)
     there = {one.name for one in done}
     command = "python -m benchmarks.chaos" + (" --short" if given.short else "")

@@ -214,11 +214,13 @@ def die_at(point: int, moment: str, count_file: str, error: bool) -> None:
             own = number
             if own == point and moment == "before":
                 _end(error)
-            found = original(*arguments, **named)
-            if own == point and moment == "after":
-                _end(error)
-            if point == 0:
-                Path(count_file).write_bytes(str(number).encode())
+            try:
+                found = original(*arguments, **named)
+            finally:  # also of a link that finds its name taken
+                if point == 0:
+                    Path(count_file).write_bytes(str(number).encode())
+                if own == point and moment == "after":
+                    _end(error)
             return found
 
         return call

@@ -64,6 +64,8 @@ class Finished:
     seconds: float
     commit: str
     rows: list[Row] = field(default_factory=list)
+    stale: bool = False
+    """Of a code that was changed since: shown as such, and done again by the next run that asks for it."""
 
     @classmethod
     def read(cls, path: Path) -> Finished | None:
@@ -86,7 +88,7 @@ class Finished:
 
 
 def write(out: Path, finished: Iterable[Finished], missing: Iterable[Experiment], command: str) -> None:
-    """Write chaos.md and chaos.csv."""
+    """Write chaos.md and chaos.csv; `missing` were never run to their end."""
     done = sorted(finished, key=lambda one: one.number)
     out.mkdir(parents=True, exist_ok=True)
     with (out / "chaos.csv").open("w", encoding="utf-8", newline="") as file:
@@ -110,7 +112,6 @@ def _page(done: list[Finished], missing: list[Experiment], command: str) -> str:
         "| | |",
         "|---|---|",
         f"| command | `{command}` |",
-        f"| commit | {', '.join(f'`{name}`' for name in sorted({one.commit for one in done}))} |",
         f"| machine | {processor()}, {os.cpu_count()} cores, {psutil.virtual_memory().total / 2**30:.0f} GiB, "
         f"Python {platform.python_version()}; other work ran beside it |",
         f"| wall time | {sum(one.seconds for one in done) / 60:.0f} min |",
@@ -120,7 +121,8 @@ def _page(done: list[Finished], missing: list[Experiment], command: str) -> str:
         lines += [
             f"## {one.number}. {one.purpose}",
             "",
-            f"Seed {one.seed}, {one.seconds:,.0f} s.",
+            f"Seed {one.seed}, {one.seconds:,.0f} s, commit `{one.commit}`"
+            + (", before the last change of the code or of the experiment." if one.stale else "."),
             "",
             "| criterion | found | |",
             "|---|---|---|",
