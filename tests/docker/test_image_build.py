@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 import re
@@ -101,3 +102,10 @@ def test_what_an_image_must_not_hold_is_found(image: ModuleType, tmp_path: Path)
     assert len(problems) == 4
     for found in ("usr/bin/gcc", "opt/app/docker.key", "etc/pip.conf", "opt/wheels"):
         assert any(problem.endswith(found) for problem in problems), found
+
+
+def test_the_executor_of_the_cluster_can_be_loaded():
+    """Airflow says only that it could not be loaded, and only when a scheduler starts."""
+    module = importlib.import_module("airflow.providers.celery.executors.celery_executor")
+    executor = re.search(r"AIRFLOW__CORE__EXECUTOR: (\w+)", COMPOSE)
+    assert executor is not None and hasattr(module, executor[1])
