@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo run cluster down status doctor check test chaos format clean
+.PHONY: help setup demo run cluster audit image down status doctor check test chaos format clean
 
 help: ## say what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -40,6 +40,12 @@ run: $(STAMP) ## the DAG for one date on your own tables: SOURCE=... AS_OF=...
 
 cluster: $(STAMP) ## the same DAG on Celery, Postgres, Redis and an S3 store, all on this machine (Debian packages)
 	@$(BIN)/audiorec cluster
+
+audit: $(STAMP) ## known advisories against the lock, and a list of what is installed (SBOM)
+	@$(BIN)/python -m audiorec.audit $(foreach id,$(IGNORE),--ignore $(id))
+
+image: $(STAMP) ## build the container image without an engine and run each entry point (root, buildah, debootstrap)
+	@$(BIN)/python docker/image.py
 
 down: ## end the services that were started here
 	@if [ -x $(BIN)/audiorec ]; then $(BIN)/audiorec down; else echo "nothing was set up here"; fi
