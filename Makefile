@@ -7,10 +7,10 @@ STAMP := $(VENV)/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo run cluster audit image down status doctor check test chaos format clean
+.PHONY: help setup demo run cluster audit image down status doctor check test test-long chaos format clean
 
 help: ## say what there is
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
 	@echo "  make run SOURCE=folder AS_OF=2026-11-23 [SETTINGS=file.toml] [PROFILE=smoke|standard|full]"
 
 # The lock is complete, so it is installed as it stands, without looking for versions that fit; a check says so if they
@@ -62,8 +62,11 @@ check: $(STAMP) ## ruff, types, import-linter
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
-test: $(STAMP) ## all tests, two files at a time; those with a browser need Chromium
-	$(BIN)/pytest -n 2
+test: $(STAMP) ## the tests, two files at a time; those with a browser need Chromium
+	$(BIN)/pytest -n 2 -m "not long"
+
+test-long: $(STAMP) ## the tests that take minutes each: whole days in Airflow, real data, kills
+	$(BIN)/pytest -n 2 -m long
 
 chaos: $(STAMP) ## reliability experiments, up to two hours, resumable; writes docs/results/chaos.md
 	$(BIN)/python -m benchmarks.chaos

@@ -284,6 +284,10 @@ class AirflowClient:
         path = f"/api/v2/dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task_id}"
         self._send("PATCH", path, json={"new_state": state})
 
+    def set_run_state(self, dag_id: str, run_id: str, state: str) -> None:
+        """Mark a run by hand, as the UI does."""
+        self._send("PATCH", f"/api/v2/dags/{dag_id}/dagRuns/{run_id}", json={"state": state})
+
     def create_backfill(
         self,
         dag_id: str,
@@ -361,6 +365,15 @@ class AirflowClient:
         return [event for event in events if event.get("name") in (name, None)]
 
     # --- how -------------------------------------------------------------------------------------------
+
+    def page_status(self, address: str) -> int:
+        """What an address answers, redirects followed; 0 if nothing does. Only Airflow is told who asks."""
+        headers = self._headers(authenticated=address.startswith(f"{self.address}/"))
+        try:
+            answer = httpx.get(address, headers=headers, follow_redirects=True, timeout=15.0, trust_env=False)
+        except httpx.HTTPError:
+            return 0
+        return answer.status_code
 
     def _get(self, path: str, params: Mapping[str, Any] | None = None) -> Any:
         return self._send("GET", f"/api/v2{path}", params=params).json()

@@ -10,7 +10,7 @@ import traceback
 from pathlib import Path
 
 from audiorec.experiments.publish import commit
-from benchmarks.chaos import damage, data, gate, kills, privacy
+from benchmarks.chaos import damage, data, gate, kills, oncall, privacy, workflow
 from benchmarks.chaos.lab import ROOT, Lab
 from benchmarks.chaos.report import Experiment, Finished, Row, write
 
@@ -20,6 +20,8 @@ EXPERIMENTS: tuple[Experiment, ...] = (
     *data.EXPERIMENTS,
     *kills.EXPERIMENTS,
     *privacy.EXPERIMENTS,
+    *workflow.EXPERIMENTS,
+    *oncall.EXPERIMENTS,
 )
 
 NOT_ENDED = "the experiment runs to its end"

@@ -25,7 +25,7 @@ from models.metrics import hit_rate_at_k, reciprocal_rank
 
 DATA = Path(__file__).parents[2].parent / "shared" / "data"
 
-pytestmark = [pytest.mark.real_data, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.long, pytest.mark.real_data, pytest.mark.timeout(300)]
 
 # last day, days of hold-out, split; test users, warm, cold; all time: HR@10, MRR, HR@10 of warm and of cold;
 # HR@10 by window of recent days; MRR by window where the table has it.

@@ -22,7 +22,7 @@ from audiorec.stack.servers import free_ports
 from audiorec.stack.watch import watch
 from audiorec.store import Store
 
-pytestmark = pytest.mark.services
+pytestmark = [pytest.mark.long, pytest.mark.services]
 ROLLBACK = "audiobook_rollback"
 
 

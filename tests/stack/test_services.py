@@ -23,7 +23,7 @@ from audiorec.stack.layout import DAG_ID, Layout, StackError
 from audiorec.stack.servers import free_ports
 from audiorec.stack.watch import watch
 
-pytestmark = pytest.mark.services
+pytestmark = [pytest.mark.long, pytest.mark.services]
 
 
 @pytest.fixture(scope="module")

@@ -309,6 +309,7 @@ def leak_country(patch: pytest.MonkeyPatch) -> None:
     )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("leak", "shows_in"),
     [
@@ -338,6 +339,7 @@ def test_a_planted_leak_turns_it_red(
     assert differences(rebuilt, first_day) == {name for name in shows_in if not name.startswith("space ")}
 
 
+@pytest.mark.long
 def test_artists_fitted_a_day_too_long_turn_it_red(
     rebuilt: list[Rebuilt], first_day: date, tiny_chain: Chain
 ):
@@ -355,6 +357,7 @@ def test_artists_fitted_a_day_too_long_turn_it_red(
     assert "users" in differences(cases, first_day)
 
 
+@pytest.mark.long
 def test_a_graph_that_holds_the_target_days_turns_it_red(
     rebuilt: list[Rebuilt], first_day: date, tiny_chain: Chain
 ):

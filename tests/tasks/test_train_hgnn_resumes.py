@@ -12,6 +12,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pytest
+
 from audiorec.store import Store
 
 if TYPE_CHECKING:
@@ -50,6 +52,7 @@ def start(settings: Any, tiny: Any, chain: Chain, result: Path) -> subprocess.Po
     )
 
 
+@pytest.mark.long
 def test_killed_twice_it_ends_as_if_undisturbed(tiny_chain: Chain, tiny: Any, tmp_path: Path):
     undisturbed = tiny.run(prepared(tiny_chain, tiny, tmp_path / "calm"), tasks=("train_hgnn",))
     assert not any("resumed" in note for note in undisturbed.results["train_hgnn"]["notes"])

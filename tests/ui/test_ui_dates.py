@@ -24,7 +24,7 @@ from audiorec.chain import CHAIN
 from audiorec.stack.client import Run
 from audiorec.stack.layout import DAG_ID
 
-pytestmark = [pytest.mark.services, pytest.mark.timeout(PATIENCE_SECONDS + 300)]
+pytestmark = [pytest.mark.long, pytest.mark.services, pytest.mark.timeout(PATIENCE_SECONDS + 300)]
 
 ONE_DAY = timedelta(days=1)
 SECOND_DAY, THIRD_DAY = FIRST_DAY + ONE_DAY, FIRST_DAY + 2 * ONE_DAY
