@@ -75,7 +75,14 @@ def tiny_settings(source: Path, work: Path, **groups: dict[str, Any]) -> Any:
     return load_settings(profile="smoke", **merged(TINY_GROUPS, places, groups))
 
 
-LONGEST_FIRST = ("tests/ui/", "tests/experiments/", "tests/stack/", "tests/release/", "tests/tasks/")
+LONGEST_FIRST = (
+    "tests/ui/",
+    "tests/ui_real/",
+    "tests/experiments/",
+    "tests/stack/",
+    "tests/release/",
+    "tests/tasks/",
+)
 """Folders whose files come first: a long file that is begun last keeps one worker busy while the others wait."""
 
 

@@ -33,6 +33,8 @@ def task_failed(context: Context) -> None:
     """`on_failure_callback` of every task: a task has failed for good."""
     settings = settings_or_defaults()
     alert = failure_alert(context, settings)
+    if _told_at_its_end(alert.run_type, settings):
+        return
     if alert.code == NoReceipt.code and sinks.firing_for_run(alert.run_id, alert.clear_number, settings):
         log.info("no alert for the missing receipt: the failed task has sent its own")
         return
@@ -43,6 +45,8 @@ def run_failed(context: Context) -> None:
     """`on_failure_callback` of the DAG, the safety net: a run has failed."""
     settings = settings_or_defaults()
     facts = _run_facts(context)
+    if _told_at_its_end(facts["run_type"], settings):
+        return
     if sinks.firing_for_run(facts["run_id"], facts["clear_number"], settings):
         log.info("no alert for the failed run %s: its failed task has sent one", facts["run_id"])
         return
@@ -62,6 +66,14 @@ def run_failed(context: Context) -> None:
         **facts,
     )
     sinks.send(alert, settings)
+
+
+def _told_at_its_end(run_type: str, settings: Settings) -> bool:
+    """A backfill's failures are one alert of the watchdog, when it has ended (BACKFILL-FAILED); without one, each is told."""
+    if run_type != "backfill" or not settings.alerts.watch:
+        return False
+    log.info("no alert for one day of a backfill: the watchdog tells of all its failures at its end")
+    return True
 
 
 def run_succeeded(context: Context) -> None:

@@ -51,6 +51,10 @@ LOOK_BACK = timedelta(hours=24)
 SOURCE_EVERY = timedelta(minutes=15)
 """The look at the source tables starts a process of its own and reads them, so it is rarer."""
 
+BACKFILLED_RUNS = 100
+"""How many of the newest runs are searched for a backfill's: Airflow gives no more at once."""
+SHOWN_DAYS = 10
+
 FORGET_AFTER = timedelta(days=14)
 """A day that is later than this is not asked for any more; its alert stays open."""
 
@@ -135,6 +139,7 @@ class Watchdog:
         for codes, check in (
             (("AF-DOWN",), self._airflow_down),
             (("RUN-DEAD", "NO-RECEIPT"), self._runs),
+            (("BACKFILL-FAILED",), self._backfills),
             (("STALE",), self._stale),
             (("DATA-LATE",), self._data_late),
         ):
@@ -218,6 +223,56 @@ class Watchdog:
             # Another run of the date has done it.
             *(found for found in without if found.data_date not in self._receipts),
         ]
+
+    def _backfills(self, now: datetime) -> Iterator[Finding]:
+        """A backfill that has ended with failed days: one finding, however many days."""
+        if self._client is None:
+            return
+        backfills = [
+            one
+            for one in self._client.backfills(DAG_ID)
+            if one.completed is not None and now - one.completed < FORGET_AFTER
+        ]
+        if not backfills:
+            return
+        runs = [
+            run
+            for run in self._client.runs(DAG_ID, limit=BACKFILLED_RUNS)
+            if run.run_type == "backfill" and run.logical_date is not None
+        ]
+        told: set[str] = set()
+        for one in backfills:  # The newest first: a day belongs to the last backfill that had it.
+            ours = {
+                run.run_id: run
+                for run in runs
+                if run.logical_date and one.first <= run.logical_date <= one.last and run.run_id not in told
+            }
+            told |= set(ours)
+            failed = sorted(
+                (run for run in ours.values() if run.state == "failed"), key=lambda run: str(run.logical_date)
+            )
+            if not failed:
+                continue
+            lines = []
+            for run in failed[:SHOWN_DAYS]:
+                red = [
+                    ti.task_id
+                    for ti in self._client.task_instances(DAG_ID, run.run_id)
+                    if ti.state == "failed"
+                ]
+                lines.append(
+                    f"{run.data_date} ({', '.join(task for task in red if task != 'receipt') or 'by hand'})"
+                )
+            more = f" and {len(failed) - SHOWN_DAYS} more" if len(failed) > SHOWN_DAYS else ""
+            yield Finding(
+                "BACKFILL-FAILED",
+                f"backfill {one.id}",
+                f"backfill {one.id} of {one.first.date()} to {one.last.date()} has ended: {len(failed)} of {len(ours)} days "
+                f"failed: {', '.join(lines)}{more}",
+                "mend what the first red task's log names, then the same backfill again with *reprocess: failed*",
+                severity="ticket",
+                run_type="backfill",
+            )
 
     def _dead_task(self, task: TaskInstance, now: datetime) -> str | None:
         if task.state != "running" or task.start is None:
@@ -309,6 +364,8 @@ class Watchdog:
     def _alert(self, finding: Finding) -> Alert:
         base = with_runbooks(self._settings, self._airflow).alerts.runbook_base
         links = {"Airflow": self._airflow, "Runbook": launcher.runbook_link(base, finding.code)}
+        if finding.code == "BACKFILL-FAILED":
+            links["Backfills"] = f"{self._airflow}/dags/{DAG_ID}/backfills"
         if finding.run_id:
             links["Run"] = f"{self._airflow}/dags/{DAG_ID}/runs/{finding.run_id}"
         return Alert(

@@ -78,6 +78,16 @@ class TaskInstance:
         return ((self.end or datetime.now(UTC)) - self.start).total_seconds()
 
 
+@dataclass(frozen=True)
+class Backfill:
+    """Airflow's runs of a range of logical dates, both ends included; `completed` is None while it goes on."""
+
+    id: int
+    first: datetime
+    last: datetime
+    completed: datetime | None
+
+
 class AirflowClient:
     """Talks to one Airflow.
 
@@ -350,6 +360,19 @@ class AirflowClient:
         answer = self._send("POST", "/api/v2/backfills/dry_run", json=body).json()
         moments = (_moment(entry["logical_date"]) for entry in answer["backfills"])
         return sorted(moment.date() for moment in moments if moment is not None)
+
+    def backfills(self, dag_id: str, limit: int = 20) -> list[Backfill]:
+        """The newest first."""
+        found = self._get("/backfills", {"dag_id": dag_id, "limit": limit, "order_by": "-id"})["backfills"]
+        return [
+            Backfill(
+                int(one["id"]),
+                datetime.fromisoformat(one["from_date"]),
+                datetime.fromisoformat(one["to_date"]),
+                _moment(one["completed_at"]),
+            )
+            for one in found
+        ]
 
     def _active_backfills(self, dag_id: str) -> set[int]:
         found = self._get("/backfills", {"dag_id": dag_id, "limit": 100, "order_by": "-id"})["backfills"]

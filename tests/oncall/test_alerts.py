@@ -162,6 +162,20 @@ def test_only_the_daily_run_wakes_anybody(settings: Settings, run_type: str, sev
     assert records(settings)[0]["severity"] == severity
 
 
+@pytest.mark.parametrize("watched", [True, False])
+def test_a_day_of_a_backfill_is_told_only_where_nobody_tells_of_the_whole(
+    settings: Settings, monkeypatch, watched: bool
+):
+    alerts = settings.alerts.model_copy(update={"watch": watched})
+    made = settings.model_copy(update={"alerts": alerts})
+    monkeypatch.setattr(callbacks, "load_settings", lambda: made)
+    callbacks.task_failed(context("backfill", exception=killed()))
+    callbacks.run_failed(context("backfill", run_id="run-2", reason="task_failure"))
+    assert len(records(settings)) == (0 if watched else 2)
+    callbacks.task_failed(context("scheduled", run_id="run-3", exception=killed()))
+    assert len(records(settings)) == (1 if watched else 3)
+
+
 def test_a_missing_receipt_after_a_failed_task_is_only_its_echo(settings: Settings):
     callbacks.task_failed(context(exception=killed()))
     callbacks.task_failed(context(task="receipt", exception=NoReceipt("no", ("extract",))))

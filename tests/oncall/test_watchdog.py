@@ -44,6 +44,7 @@ class World:
     runs: list[dict[str, Any]] = field(default_factory=list)
     tasks: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     receipts: dict[str, Any] = field(default_factory=dict)
+    backfills: list[dict[str, Any]] = field(default_factory=list)
     hook_status: int = 200
     told: list[dict[str, Any]] = field(default_factory=list)
     switch: int = 0
@@ -91,14 +92,21 @@ class World:
             facts={},
         )
 
-    def run(self, run_id: str, state: str, end: datetime | None = None, day: str = "2026-11-23") -> None:
+    def run(
+        self,
+        run_id: str,
+        state: str,
+        end: datetime | None = None,
+        day: str = "2026-11-23",
+        run_type: str = "scheduled",
+    ) -> None:
         start = datetime.fromisoformat(f"{day}T00:00:00+00:00")
         self.runs = [run for run in self.runs if run["dag_run_id"] != run_id]
         self.runs.append(
             {
                 "dag_run_id": run_id,
                 "state": state,
-                "run_type": "scheduled",
+                "run_type": run_type,
                 "logical_date": start.isoformat(),
                 "data_interval_start": start.isoformat(),
                 "data_interval_end": (start + timedelta(days=1)).isoformat(),
@@ -132,6 +140,8 @@ def world(tmp_path: Path) -> Iterator[World]:
                 self.answer(200 if world.health else 500, world.health)
             elif path.endswith("/dagRuns"):
                 self.answer(200, {"dag_runs": world.runs})
+            elif path.endswith("/backfills"):
+                self.answer(200, {"backfills": world.backfills})
             elif path.endswith("/taskInstances"):
                 self.answer(200, {"task_instances": world.tasks.get(parts[6], [])})
             elif "/xcomEntries/" in path:
@@ -335,6 +345,32 @@ def test_a_green_run_without_a_receipt_is_told_until_its_date_has_one(world: Wor
     world.run("again", "success", world.now)
     world.receipts["again"] = {"as_of": "2026-11-23"}
     assert world.look() == ["NO-RECEIPT:2026-11-23 recovered"]
+
+
+def test_a_backfill_s_failures_are_one_ticket_at_its_end(world: World):
+    backfill = {"id": 3, "from_date": "2026-11-01T00:00:00Z", "to_date": "2026-11-21T00:00:00Z"}
+    world.backfills = [{**backfill, "completed_at": None}]
+    for day in range(1, 22):
+        failed = day in (2, 5, 7, 11, 13)
+        run_id = f"backfill-{day}"
+        world.run(run_id, "failed" if failed else "success", world.now, f"2026-11-{day:02}", "backfill")
+        world.receipts[run_id] = {"as_of": f"2026-11-{day:02}"}
+        if failed:
+            world.tasks[run_id] = [task(1, "failed", name=name) for name in ("validate", "receipt")]
+    assert world.look() == []  # it goes on
+    world.backfills = [{**backfill, "completed_at": world.now.isoformat()}]
+    assert world.look() == ["BACKFILL-FAILED:backfill 3 firing"]
+    (told,) = world.told
+    assert told["severity"] == "ticket"
+    assert (
+        "backfill 3 of 2026-11-01 to 2026-11-21 has ended: 5 of 21 days failed: 2026-11-02 (validate)"
+        in told["summary"]
+    )
+    assert told["links"]["Backfills"].endswith("/backfills")
+    assert world.look() == []
+    for day in (2, 5, 7, 11, 13):
+        world.run(f"backfill-{day}", "success", world.now, f"2026-11-{day:02}", "backfill")
+    assert world.look() == ["BACKFILL-FAILED:backfill 3 recovered"]
 
 
 def test_alerts_wait_in_order_while_the_sink_is_down(world: World):

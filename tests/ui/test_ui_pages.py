@@ -16,7 +16,7 @@ import jwt
 import pandas as pd
 import pytest
 from mlflow import MlflowClient
-from ui_services import CHROMIUM, FIRST_DAY, IN_CI, PATIENCE_SECONDS, Services
+from ui_services import CHROMIUM, IN_CI, PATIENCE_SECONDS, Services
 
 from audiorec.recommend import Asked, Recommender
 from audiorec.registry import Registry
@@ -52,7 +52,11 @@ def later(services: Services, first_run: str) -> Iterator[str]:
     registry = Registry(services.settings)
     first = services.champion()
     made = registry.register(
-        FIRST_DAY + timedelta(days=1), "a-copy", {"release": first.tags["release"], "hit_rate": "0.5"}, {}, []
+        services.first_day + timedelta(days=1),
+        "a-copy",
+        {"release": first.tags["release"], "hit_rate": "0.5"},
+        {},
+        [],
     )
     registry.record_verdict(made, "registered: promote is `never`", "never", "manual", promoted=False)
     yield made.number
@@ -108,7 +112,7 @@ def test_runs_shows_what_the_store_has(
     page.goto(f"{site}/runs")
     page.get_by_role("heading", name="Runs", exact=True).wait_for()
     extract, evaluate = (services.manifest(first_run, task) for task in ("extract", "evaluate"))
-    day = FIRST_DAY.isoformat()
+    day = services.first_day.isoformat()
     assert shown(page, day, "events that count", "rows") == f"{extract.facts['counts']['interactions']:,}"
     assert shown(page, day, "verdict", "dates") == "promoted"
     metrics = pd.read_csv(services.store.open(evaluate, "metrics.csv"))
@@ -273,7 +277,7 @@ def test_every_page_refuses_the_anonymous(browser: Any, services: Services, site
     tried = 0
     for route in app.routes:
         for method in route.methods - {"HEAD"}:  # type: ignore[attr-defined]
-            address = f"{site}{route.path}".replace("{as_of}", FIRST_DAY.isoformat())  # type: ignore[attr-defined]
+            address = f"{site}{route.path}".replace("{as_of}", services.first_day.isoformat())  # type: ignore[attr-defined]
             answer = httpx.request(method, address, trust_env=False)
             assert answer.status_code == 401, (method, address)
             tried += 1

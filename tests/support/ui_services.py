@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
 from typing import Any
 
-from audiorec.settings import Settings
+from audiorec import stack
+from audiorec.settings import Settings, as_toml, load_settings
 from audiorec.stack.client import AirflowClient, Run
 from audiorec.stack.layout import DAG_ID, Login
+from audiorec.stack.servers import free_ports
 from audiorec.stack.watch import watch
 from audiorec.store import Manifest, Store
 
@@ -50,6 +54,8 @@ class Services:
     airflow: str
     account: Login
     client: AirflowClient
+    first_day: date
+    """Date of the run that most tests look at."""
     runs: dict[str, str] = field(default_factory=dict)
     """Ids of the runs that several tests look at, by the name that the tests give them."""
 
@@ -87,3 +93,32 @@ class Services:
         from audiorec.registry import CHAMPION, Registry
 
         return Registry(self.settings).alias(CHAMPION)
+
+
+def on_free_ports(home: Path) -> dict[str, dict[str, Any]]:
+    """Groups of settings for services that listen where nobody else does."""
+    airflow_port, mlflow_port, serving_port = free_ports(3)
+    return {
+        "services": {
+            "home": str(home),
+            "airflow_port": airflow_port,
+            "mlflow_port": mlflow_port,
+            "serving_port": serving_port,
+        },
+        "mlflow": {"uri": f"http://127.0.0.1:{mlflow_port}"},
+    }
+
+
+@contextmanager
+def served(wanted: Settings, home: Path, first_day: date) -> Iterator[Services]:
+    """The services of some settings, up and logged in to; they are ended when it is left."""
+    file = home / "settings.toml"
+    file.write_text(as_toml(wanted), encoding="utf-8")
+    settings = load_settings(file)
+    running = stack.start(settings, settings_file=file, say=lambda _: None)
+    try:
+        account = stack.login(settings)
+        with AirflowClient(running.airflow, account.user, account.password) as client:
+            yield Services(settings, file, running.airflow, account, client, first_day)
+    finally:
+        stack.stop(settings, say=lambda _: None)
