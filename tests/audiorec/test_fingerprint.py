@@ -156,6 +156,7 @@ def downstream(*names: str) -> set[str]:
     return found & set(TASKS)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "edit",
     [
@@ -177,6 +178,7 @@ def test_what_cannot_change_a_result_makes_nothing_stale(after: dict[str, Any], 
     assert changed(after, edit) == set()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("edit", "first"),
     [
@@ -202,6 +204,7 @@ def test_an_edit_makes_stale_the_tasks_that_use_it_and_all_that_follow_and_no_mo
     assert stale, "the edit must make something stale"
 
 
+@pytest.mark.long
 def test_an_edited_query_changes_the_code_of_exactly_its_readers(after: dict[str, Any]):
     for name, edit in (("judged_events", "a query of extract"), ("quality_users", "a query of validate")):
         reading = [
@@ -216,6 +219,7 @@ def test_an_edited_query_changes_the_code_of_exactly_its_readers(after: dict[str
         assert changed(after, edit, "code") == readers
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "edit", ["a query whose name is computed", "a query whose name is formatted", "a query named by keyword"]
 )

@@ -16,6 +16,8 @@ from small_source import AS_OF, clean_tables, settings_for, write_flat
 from audiorec.errors import BadData, ExitCode
 from audiorec.runner import run_task
 
+pytestmark = pytest.mark.long
+
 DAY = f"DATE '{AS_OF}'"
 ON_DAY = f"CAST(occurred_at AS DATE) = {DAY}"
 

@@ -12,6 +12,8 @@ import pytest
 
 from audiorec.chain import CHAIN
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).parents[2]
 DAG_ID = "audiobook_recommender"
 

@@ -21,6 +21,8 @@ from audiorec.experiments.tables import TABLES
 if TYPE_CHECKING:
     from conftest import Chain
 
+pytestmark = pytest.mark.long
+
 MODELS = {"2T-HGNN", "2T", "popularity, whole window", "popularity, recent", *rivals.MODELS}
 
 
@@ -126,7 +128,6 @@ def test_check_tells_a_current_page_from_a_stale_one(made: Any, place: Any):
     assert stale.exit_code == 1 and "made with other inputs, settings or code" in stale.stderr
 
 
-@pytest.mark.long
 def test_the_scarcity_page_has_a_column_a_share(made: Any, place: Any, monkeypatch: pytest.MonkeyPatch):
     for module in (tables, scarcity):  # each share is a chain of its own; two of the four will do
         monkeypatch.setattr(module, "SHARES", (1.0, 0.05))

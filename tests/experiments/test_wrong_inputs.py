@@ -23,6 +23,8 @@ from audiorec.experiments.command import describe
 from audiorec.runner import run_task
 from audiorec.settings import as_toml, load_settings
 
+pytestmark = pytest.mark.long
+
 TABLES = (
     "users",
     "tracks",

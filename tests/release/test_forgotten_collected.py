@@ -20,6 +20,8 @@ from audiorec.retention import Name, collect, made_of_forgotten
 from audiorec.settings import Settings, load_settings
 from audiorec.store import Manifest, Store
 
+pytestmark = pytest.mark.long
+
 ASKED = datetime(2026, 11, 1, 12, tzinfo=UTC)
 DUE = ASKED + timedelta(days=30)
 

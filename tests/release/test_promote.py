@@ -38,6 +38,8 @@ from tasks import promote
 if TYPE_CHECKING:
     from released import Releases
 
+pytestmark = pytest.mark.long
+
 
 @dataclass
 class Place:
@@ -222,7 +224,6 @@ WRITES = {
 }
 
 
-@pytest.mark.long
 @pytest.mark.usefixtures("same_figures")
 @pytest.mark.parametrize("moment", [*WRITES, "before the pointer", "before the manifest"])
 def test_a_kill_at_any_moment_is_healed_by_the_next_run(

@@ -26,6 +26,8 @@ from audiorec.release import ReleaseControl
 from audiorec.settings import Settings, load_settings
 from audiorec.store import Store
 
+pytestmark = pytest.mark.long
+
 NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)
 
 

@@ -26,6 +26,8 @@ from serving.client import NewTitleIn
 if TYPE_CHECKING:
     from released import Releases
 
+pytestmark = pytest.mark.long
+
 MODEL_NAME = "audiobook_recommender"
 _EXAMPLES = 10
 CHECKS = [

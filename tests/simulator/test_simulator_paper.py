@@ -25,6 +25,8 @@ from audiorec.simulator.calibration import (
     top_share,
 )
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(scope="module")
 def paper(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -25,6 +25,8 @@ from audiorec.taskio import INTERACTIONS
 if TYPE_CHECKING:
     from conftest import Chain
 
+pytestmark = pytest.mark.long
+
 
 def files_of(folder: Path) -> dict[str, tuple[int, int, str]]:
     """Every file below a folder: when it was changed, which inode it is, and its bytes' hash.

@@ -33,6 +33,8 @@ from models.edges import EDGE_TYPES, Csr
 if TYPE_CHECKING:
     from conftest import Chain
 
+pytestmark = pytest.mark.long
+
 TARGETS = 200
 
 
@@ -309,7 +311,6 @@ def leak_country(patch: pytest.MonkeyPatch) -> None:
     )
 
 
-@pytest.mark.long
 @pytest.mark.parametrize(
     ("leak", "shows_in"),
     [
@@ -339,7 +340,6 @@ def test_a_planted_leak_turns_it_red(
     assert differences(rebuilt, first_day) == {name for name in shows_in if not name.startswith("space ")}
 
 
-@pytest.mark.long
 def test_artists_fitted_a_day_too_long_turn_it_red(
     rebuilt: list[Rebuilt], first_day: date, tiny_chain: Chain
 ):
@@ -357,7 +357,6 @@ def test_artists_fitted_a_day_too_long_turn_it_red(
     assert "users" in differences(cases, first_day)
 
 
-@pytest.mark.long
 def test_a_graph_that_holds_the_target_days_turns_it_red(
     rebuilt: list[Rebuilt], first_day: date, tiny_chain: Chain
 ):

@@ -15,6 +15,8 @@ from audiorec.runner import main, run_task
 from audiorec.settings import Settings
 from audiorec.store import Store
 
+pytestmark = pytest.mark.long
+
 ON_DAY = f"CAST(occurred_at AS DATE) = DATE '{AS_OF}'"
 
 
