@@ -21,6 +21,8 @@ from audiorec.settings import Rivals
 if TYPE_CHECKING:
     from conftest import Chain
 
+pytestmark = pytest.mark.long
+
 
 def listening(rows: list[list[int]], audiobooks: int, podcasts: int = 0) -> Listening:
     return Listening(sp.csr_matrix(np.array(rows, np.float32)), audiobooks, podcasts)

@@ -34,6 +34,8 @@ from serving.pages.base import Pages
 if TYPE_CHECKING:
     from released import Releases
 
+pytestmark = pytest.mark.long
+
 PREFIX = "/recommender"
 ROOT = Path(__file__).parents[2]
 PEOPLE = {"ann": Person("ann", True), "eve": Person("eve", False)}

@@ -23,6 +23,8 @@ from serving.following import Follower, registry_champion
 if TYPE_CHECKING:
     from released import Releases
 
+pytestmark = pytest.mark.long
+
 MODEL_NAME = "audiobook_recommender"
 
 
