@@ -61,6 +61,12 @@ class TextEncoder:
     def _model(self) -> Any:
         return text.load_model(self.settings)
 
+    def warm(self) -> None:
+        """Load the text model now; some seconds, most of them imports."""
+        if self.settings.model != text.RANDOM:
+            with self._lock:
+                text.encode(self._model, ["warm"])
+
     def encode(self, texts: Sequence[str]) -> np.ndarray:
         """Vectors [n, T], bit for bit those that `embed_text` would have made; zeros for the empty text."""
         with self._lock:

@@ -169,6 +169,10 @@ class Serving(Group):
     forgotten_file: str | None = setting(
         None, "file of user ids, one a line, whose data is not used; read again when it changes"
     )
+    warm_text: bool = setting(
+        True,
+        "load the text model, for titles that a release does not hold, once a version answers; false: with the first such title",
+    )
     surfaces: tuple[str, ...] = setting(
         ("home", "search", "title", "other"), "places that ask, as metrics count them"
     )

@@ -21,6 +21,7 @@ import numpy as np
 from audiorec.champion import Bundle, read_pointer
 from audiorec.errors import AudiorecError, BadData, Corrupt
 from audiorec.fingerprint import digest
+from audiorec.new_titles import TextEncoder
 from audiorec.pseudonyms import Pseudonyms
 from audiorec.recommend import Asked, Recommender
 from audiorec.registry import CHAMPION, Registry
@@ -112,6 +113,7 @@ class Follower:
         self._champion = champion
         self._looking = threading.Lock()
         self.current: Served | None = None
+        self._warmed: TextEncoder | None = None
         self.refused: Refused | None = None
         self.unreachable: str | None = None
         """What the registry said when it last did not answer; None while it does."""
@@ -185,6 +187,7 @@ class Follower:
         self.current = Served(loaded, named, origin)
         self.refused = None
         self._told("swapped")
+        self._warm(loaded.encoder)
         log.info(
             "version %s of %s answers (before: %s); loaded from %s in %.1f s",
             version,
@@ -194,6 +197,20 @@ class Follower:
             time.monotonic() - began,
         )
         return True
+
+    def _warm(self, encoder: TextEncoder) -> None:
+        """Load a text model that no version had before, beside the requests; the first new title need not wait for it."""
+        if self._warmed is encoder or not self._settings.serving.warm_text:
+            return
+        self._warmed = encoder
+
+        def load() -> None:
+            try:
+                encoder.warm()
+            except Exception as error:  # a request for a new title will say so again
+                log.error("the text model cannot be loaded: %s", _line(error))
+
+        threading.Thread(target=load, name="text model", daemon=True).start()
 
     def _load(self, store: Store, release: dict[str, Any], version: str) -> Recommender:
         bundle = Bundle.load(store, release)

@@ -14,6 +14,7 @@ from running import KEY, running, wait_for
 
 from audiorec.champion import Bundle, describe, write_pointer
 from audiorec.errors import Unavailable
+from audiorec.new_titles import TextEncoder
 from audiorec.recommend import Recommender
 from audiorec.runner import run_task
 from audiorec.store import Store
@@ -190,6 +191,30 @@ def test_a_damaged_last_good_version_is_not_used(setup: Setup):
     assert again.current is None
     assert again.refused is not None
     assert "sha256" in again.refused.reason
+
+
+@pytest.mark.parametrize("warm", [True, False])
+def test_the_text_model_is_loaded_before_anybody_asks_for_it_and_once(
+    releases: Releases, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, warm: bool
+):
+    warmed: list[TextEncoder] = []
+    monkeypatch.setattr(TextEncoder, "warm", lambda encoder: warmed.append(encoder))
+    setup = Setup(releases, tmp_path, warm_text=warm)
+    setup.point("1", 0)
+    follower = Follower(setup.settings)
+    follower.look()
+    setup.point("2", 1)
+    follower.look()
+    assert follower.current is not None and follower.current.version == "2"
+    wait_for(lambda: len(warmed) == warm)
+    assert warmed == [follower.current.recommender.encoder] * warm
+
+
+def test_warming_makes_the_model_ready(releases: Releases):
+    encoder = TextEncoder(releases.settings().text)
+    encoder.warm()
+    assert "_model" in vars(encoder)
+    assert encoder.encode(["a murder on an island"]).any()
 
 
 def test_not_ready_until_there_is_a_champion(setup: Setup):
