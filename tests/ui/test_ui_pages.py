@@ -94,7 +94,7 @@ def shown(page: Any, row: str, column: str, caption: str) -> str:
     return str(line.locator("th, td").nth(headings.index(column)).inner_text()).strip()
 
 
-def test_the_ui_has_a_link_to_the_pages(page: Any, services: Services, site: str, shoot: Shoot):
+def test_the_ui_has_a_link_to_the_pages(site: str, page: Any, services: Services, shoot: Shoot):
     page.goto(services.airflow)
     page.get_by_role("button", name="Browse").click()
     link = page.locator(f'a[href="{site}/runs"]')
