@@ -51,9 +51,8 @@ LOOK_BACK = timedelta(hours=24)
 SOURCE_EVERY = timedelta(minutes=15)
 """The look at the source tables starts a process of its own and reads them, so it is rarer."""
 
-BACKFILLED_RUNS = 100
-"""How many of the newest runs are searched for a backfill's: Airflow gives no more at once."""
 SHOWN_DAYS = 10
+"""Failed days of a backfill that its alert names; the others are counted."""
 
 FORGET_AFTER = timedelta(days=14)
 """A day that is later than this is not asked for any more; its alert stays open."""
@@ -228,29 +227,14 @@ class Watchdog:
         """A backfill that has ended with failed days: one finding, however many days."""
         if self._client is None:
             return
-        backfills = [
-            one
-            for one in self._client.backfills(DAG_ID)
-            if one.completed is not None and now - one.completed < FORGET_AFTER
-        ]
-        if not backfills:
-            return
-        runs = [
-            run
-            for run in self._client.runs(DAG_ID, limit=BACKFILLED_RUNS)
-            if run.run_type == "backfill" and run.logical_date is not None
-        ]
         told: set[str] = set()
-        for one in backfills:  # The newest first: a day belongs to the last backfill that had it.
-            ours = {
-                run.run_id: run
-                for run in runs
-                if run.logical_date and one.first <= run.logical_date <= one.last and run.run_id not in told
-            }
-            told |= set(ours)
-            failed = sorted(
-                (run for run in ours.values() if run.state == "failed"), key=lambda run: str(run.logical_date)
-            )
+        for one in self._client.backfills(DAG_ID):
+            if one.completed is None or now - one.completed >= FORGET_AFTER:
+                continue
+            # The newest come first: a day belongs to the last backfill that had it.
+            ours = [run for run in self._client.backfill_runs(DAG_ID, one) if run.run_id not in told]
+            told.update(run.run_id for run in ours)
+            failed = [run for run in ours if run.state == "failed"]
             if not failed:
                 continue
             lines = []

@@ -374,9 +374,19 @@ class AirflowClient:
             for one in found
         ]
 
+    def backfill_runs(self, dag_id: str, backfill: Backfill) -> list[Run]:
+        """Runs of a backfill's days, the earliest day first; a later backfill of the same days has them as well."""
+        filters = {
+            "run_type": "backfill",
+            "logical_date_gte": backfill.first.isoformat(),
+            "logical_date_lte": backfill.last.isoformat(),
+            "order_by": "logical_date",
+            "limit": 100,
+        }
+        return [_run(raw) for raw in self._get(f"/dags/{dag_id}/dagRuns", filters)["dag_runs"]]
+
     def _active_backfills(self, dag_id: str) -> set[int]:
-        found = self._get("/backfills", {"dag_id": dag_id, "limit": 100, "order_by": "-id"})["backfills"]
-        return {int(one["id"]) for one in found if one["completed_at"] is None}
+        return {one.id for one in self.backfills(dag_id, limit=100) if one.completed is None}
 
     def backfill_finished(self, backfill_id: int) -> bool:
         return self._get(f"/backfills/{backfill_id}")["completed_at"] is not None

@@ -7,7 +7,6 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -20,9 +19,8 @@ from audiorec.stack.layout import DAG_ID
 from benchmarks.chaos.damage import small_disk
 from benchmarks.chaos.lab import AS_OF, DAY, Lab, wait_for
 from benchmarks.chaos.report import Experiment, Row
-from benchmarks.chaos.services import Services, Sink, children_of, running, served_place
+from benchmarks.chaos.services import BEFORE_ALL_DATA, Services, Sink, children_of, running, served_place
 
-BEFORE_ALL_DATA = date(2020, 1, 1)
 BEFORE_THE_DAG = datetime(1999, 1, 2, tzinfo=UTC)
 """Airflow makes a run before the DAG's start date a success without tasks."""
 TINY_MEMORY_MB = 64
@@ -108,7 +106,7 @@ def alerts(lab: Lab, seed: int, short: bool) -> list[Row]:
 
 def _of_tasks(lab: Lab, short: bool) -> tuple[list[Told], list[str]]:
     """Failures of tasks' own processes, none of which gets as far as a model."""
-    with _sink() as sink:
+    with contextlib.closing(Sink()) as sink:
         place = served_place(
             lab,
             "alerts-tasks",
@@ -154,7 +152,7 @@ def _of_tasks(lab: Lab, short: bool) -> tuple[list[Told], list[str]]:
 def _of_services(lab: Lab) -> tuple[list[Told], list[str]]:
     """Failures around the tasks: after a release, one thing after the other."""
     disk = lab.work / "alerts-disk"
-    with _sink() as sink, small_disk(disk, megabytes=200):
+    with contextlib.closing(Sink()) as sink, small_disk(disk, megabytes=200):
         place = served_place(
             lab,
             "alerts-services",
@@ -308,15 +306,6 @@ def _recovered(sink: Sink, code: str) -> bool:
 def _clock(moment: datetime | None) -> float:
     assert moment is not None
     return moment.timestamp()
-
-
-@contextlib.contextmanager
-def _sink() -> Iterator[Sink]:
-    sink = Sink()
-    try:
-        yield sink
-    finally:
-        sink.close()
 
 
 EXPERIMENTS = (

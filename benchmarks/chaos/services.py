@@ -25,6 +25,7 @@ from audiorec.stack.layout import DAG_ID, airflow_address, login
 from audiorec.stack.servers import free_ports
 from benchmarks.chaos.lab import Lab, Place, wait_for
 
+BEFORE_ALL_DATA = date(2020, 1, 1)
 RUN_SECONDS = 900.0
 """A date takes about a minute; this is for a machine that does other things as well."""
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from datetime import date
 from typing import Any
+from unittest.mock import patch
 
 import fsspec
 
@@ -21,6 +22,7 @@ from audiorec.store import Store
 from benchmarks.chaos.lab import AS_OF, DAY, Lab, Place, wait_for
 from benchmarks.chaos.report import Experiment, Row
 from benchmarks.chaos.services import (
+    BEFORE_ALL_DATA,
     Relay,
     Services,
     Sink,
@@ -33,7 +35,6 @@ from benchmarks.chaos.services import (
 OUTAGE_SECONDS = 30.0
 RESTARTS = 5
 BACKFILLED_DAYS = 7
-BEFORE_ALL_DATA = date(2020, 1, 1)
 
 
 # --- 5
@@ -169,8 +170,7 @@ def outages(lab: Lab, seed: int, short: bool) -> list[Row]:
     rows: list[Row] = []
     [mlflow_port] = free_ports(1)
     with contextlib.ExitStack() as ends:
-        sink = Sink()
-        ends.callback(sink.close)
+        sink = ends.enter_context(contextlib.closing(Sink()))
         draft = served_place(
             lab, "outages", services={"mlflow_port": mlflow_port}, release={"model_name": "outages"}
         )
@@ -185,8 +185,7 @@ def outages(lab: Lab, seed: int, short: bool) -> list[Row]:
         for relay in relays.values():
             ends.callback(relay.cut)
         variables = {**servers.environment, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{relays['store'].port}"}
-        for name, value in variables.items():
-            ends.enter_context(_variable(name, value))
+        ends.enter_context(patch.dict(os.environ, variables))
         fsspec.filesystem("s3").invalidate_cache()
         groups = cluster_settings(draft.settings, servers, workers=1)
         groups["services"]["database_url"] = servers.database_url.replace(
@@ -208,19 +207,6 @@ def outages(lab: Lab, seed: int, short: bool) -> list[Row]:
             rows += _outage(services, lab, sink, what, task, day, cut, join, seconds)
         rows.append(_sink_outage(services, sink, seconds))
     return rows
-
-
-@contextlib.contextmanager
-def _variable(name: str, value: str) -> Any:
-    before = os.environ.get(name)
-    os.environ[name] = value
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before
 
 
 def _outage(
