@@ -142,10 +142,10 @@ def test_a_backfill_is_made_again_once_the_database_is_free():
 
     def answer(request: httpx.Request) -> httpx.Response:
         if request.method == "GET":
-            listed = [{"id": 1, "completed_at": "2026-11-24T10:00:00Z"}]
-            return httpx.Response(
-                200, json={"backfills": listed + [{"id": i, "completed_at": None} for i in active]}
-            )
+            days = {"from_date": "2026-11-18T00:00:00Z", "to_date": "2026-11-20T00:00:00Z"}
+            listed = [days | {"id": 1, "completed_at": "2026-11-24T10:00:00Z"}]
+            listed += [days | {"id": number, "completed_at": None} for number in active]
+            return httpx.Response(200, json={"backfills": listed})
         if request.method == "PUT":
             cancelled.append(request.url.path)
             active.remove(7)

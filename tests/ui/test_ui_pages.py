@@ -68,6 +68,7 @@ def later(services: Services, first_run: str) -> Iterator[str]:
 @pytest.fixture
 def quiet(page: Any) -> Iterator[list[str]]:
     """What the browser complained of: what a policy blocked, what could not be loaded."""
+    page.goto("about:blank")  # the page before it, Airflow's own, gives up what it was still asking for
     said: list[str] = []
     page.on("console", lambda message: said.append(message.text) if message.type == "error" else None)
     page.on("requestfailed", lambda request: said.append(request.url))
