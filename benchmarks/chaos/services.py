@@ -21,9 +21,10 @@ from audiorec import stack
 from audiorec.registry import CHAMPION, Registry
 from audiorec.settings import load_settings
 from audiorec.stack.client import AirflowClient, Run, TaskInstance
-from audiorec.stack.layout import DAG_ID, airflow_address, login
+from audiorec.stack.layout import DAG_ID
 from audiorec.stack.servers import free_ports
 from benchmarks.chaos.lab import Lab, Place, wait_for
+from benchmarks.services import on_free_ports, served
 
 BEFORE_ALL_DATA = date(2020, 1, 1)
 RUN_SECONDS = 900.0
@@ -194,17 +195,7 @@ def children_of(task: str, as_of: date) -> list[psutil.Process]:
 
 def served_place(lab: Lab, name: str, **groups: dict[str, Any]) -> Place:
     """A fresh place whose services listen on free ports; `groups` of settings over the tiny ones."""
-    folder = lab.work / name
-    airflow_port, mlflow_port, serving_port = free_ports(3)
-    ours = {
-        "services": {
-            "home": str(folder / "home"),
-            "airflow_port": airflow_port,
-            "mlflow_port": mlflow_port,
-            "serving_port": serving_port,
-        },
-        "mlflow": {"uri": f"http://127.0.0.1:{mlflow_port}"},
-    }
+    ours = on_free_ports(lab.work / name / "home")
     return lab.place(
         name, **{group: {**ours.get(group, {}), **groups.get(group, {})} for group in (*ours, *groups)}
     )
@@ -214,14 +205,9 @@ def served_place(lab: Lab, name: str, **groups: dict[str, Any]) -> Place:
 def running(place: Place) -> Iterator[Services]:
     """The services of a place whose settings say where they listen."""
     settings = load_settings(place.file)
-    stack.start(settings, settings_file=place.file, say=lambda _: None)
-    try:
-        account = login(settings)
-        with AirflowClient(airflow_address(settings), account.user, account.password) as client:
-            client.unpause(DAG_ID)
-            yield Services(Place(place.folder, settings), client)
-    finally:
-        stack.stop(settings, say=lambda _: None)
+    with served(settings, place.file) as client:
+        client.unpause(DAG_ID)
+        yield Services(Place(place.folder, settings), client)
 
 
 def manifests_of(place: Place, days: list[date]) -> dict[str, bytes]:

@@ -15,10 +15,10 @@ from typing import Any
 from audiorec import stack
 from audiorec.settings import Settings, as_toml, load_settings
 from audiorec.stack.client import AirflowClient, Run
-from audiorec.stack.layout import DAG_ID, Login
-from audiorec.stack.servers import free_ports
+from audiorec.stack.layout import DAG_ID, Login, airflow_address
 from audiorec.stack.watch import watch
 from audiorec.store import Manifest, Store
+from benchmarks.services import served
 
 FIRST_DAY = date(2026, 11, 18)
 """The date of the first run: five days before the tables end, so that later ones can follow."""
@@ -95,30 +95,11 @@ class Services:
         return Registry(self.settings).alias(CHAMPION)
 
 
-def on_free_ports(home: Path) -> dict[str, dict[str, Any]]:
-    """Groups of settings for services that listen where nobody else does."""
-    airflow_port, mlflow_port, serving_port = free_ports(3)
-    return {
-        "services": {
-            "home": str(home),
-            "airflow_port": airflow_port,
-            "mlflow_port": mlflow_port,
-            "serving_port": serving_port,
-        },
-        "mlflow": {"uri": f"http://127.0.0.1:{mlflow_port}"},
-    }
-
-
 @contextmanager
-def served(wanted: Settings, home: Path, first_day: date) -> Iterator[Services]:
+def running(wanted: Settings, home: Path, first_day: date) -> Iterator[Services]:
     """The services of some settings, up and logged in to; they are ended when it is left."""
     file = home / "settings.toml"
     file.write_text(as_toml(wanted), encoding="utf-8")
     settings = load_settings(file)
-    running = stack.start(settings, settings_file=file, say=lambda _: None)
-    try:
-        account = stack.login(settings)
-        with AirflowClient(running.airflow, account.user, account.password) as client:
-            yield Services(settings, file, running.airflow, account, client, first_day)
-    finally:
-        stack.stop(settings, say=lambda _: None)
+    with served(settings, file) as client:
+        yield Services(settings, file, airflow_address(settings), stack.login(settings), client, first_day)

@@ -17,7 +17,9 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 
 from ui_fixtures import browser, chromium, first_run, page, shoot
-from ui_services import FIRST_DAY, KILLED_EPOCHS, Services, on_free_ports, served
+from ui_services import FIRST_DAY, KILLED_EPOCHS, Services, running
+
+from benchmarks.services import on_free_ports
 
 __all__ = ["browser", "chromium", "first_run", "page", "shoot"]
 
@@ -32,5 +34,5 @@ def services(tiny: Any, tiny_source: Path, tmp_path_factory: pytest.TempPathFact
         hgnn={"max_epochs": KILLED_EPOCHS, "patience": KILLED_EPOCHS},
         **on_free_ports(home),
     )
-    with served(wanted, home, FIRST_DAY) as found:
+    with running(wanted, home, FIRST_DAY) as found:
         yield found

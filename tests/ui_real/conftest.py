@@ -14,9 +14,10 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "ui"))
 
 from ui_fixtures import browser, chromium, first_run, page, shoot
-from ui_services import Services, on_free_ports, served
+from ui_services import Services, running
 
 from audiorec.settings import load_settings
+from benchmarks.services import on_free_ports
 
 __all__ = ["browser", "chromium", "first_run", "page", "shoot"]
 
@@ -39,5 +40,5 @@ def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
         store={"uri": str(home / "store"), "scratch": str(home / "scratch")},
         **on_free_ports(home),
     )
-    with served(wanted, home, LAST_DAY) as found:
+    with running(wanted, home, LAST_DAY) as found:
         yield found
