@@ -88,6 +88,11 @@ class ItemFeatures:
     available: np.ndarray
     spaces: Mapping[str, np.ndarray]
 
+    @property
+    def unheard(self) -> np.ndarray:
+        """bool [N]: nobody had streamed the title before the day."""
+        return self.popularity[:, -1] == 0
+
 
 @dataclass(frozen=True)
 class FeatureSpec:
@@ -415,7 +420,8 @@ class FeatureBuilder:
         """Features of the whole catalogue as known before day number `day`.
 
         Dense columns: text vector, and HGNN embedding where it is used. `popularity`: log streams and log first
-        streams, by window and over the whole window; days since publication and since the first stream. These
+        streams, by window and over the whole window; log days since publication and since the first stream, each with
+        a flag whether there was one. These
         go into the base alone: a tower that sees them learns what is in fashion today (docs/adr/0010).
         """
         columns = [vectors.audiobook_text]

@@ -15,6 +15,7 @@ import pandas as pd
 from audiorec.catalogue import Extract
 from audiorec.experiments.protocol import HoldOut, Ranker, vector_ranker
 from audiorec.features import FeatureBuilder, Vectors
+from audiorec.introduction import introduced
 from audiorec.store import Manifest, Store
 from audiorec.towers import Towers
 
@@ -66,5 +67,7 @@ def towers_ranker(towers: Towers, builder: FeatureBuilder, vectors: Vectors, hol
     """Scores of the hold-out's users as they were known before the split."""
     days = np.full(len(hold_out.users), hold_out.split, np.int64)
     users = towers.user_vectors(builder.users(hold_out.users, days, vectors, towers.spec))
-    items = towers.item_vectors(builder.items(hold_out.split, vectors, towers.spec))
+    items, _ = introduced(
+        towers, builder, vectors, hold_out.split, builder.items(hold_out.split, vectors, towers.spec)
+    )
     return vector_ranker(users, items)

@@ -22,6 +22,7 @@ from audiorec.affinities import COUNTRY, unit_rows
 from audiorec.catalogue import day_number
 from audiorec.embeddings import embed_cut, load_model
 from audiorec.features import ItemFeatures, lookup
+from audiorec.introduction import lifted
 from audiorec.profiles import Places
 from audiorec.reasons import Titles
 from audiorec.release_files import ReleaseFiles
@@ -96,6 +97,7 @@ class NewTitles:
         self._hgnn = load_model(files.store, files.manifest("train_hgnn"))
         described = files.json("refresh", "release.json")
         self._day = int(described["day"])
+        self._introduction_lift = float(described.get("introduction_lift", 0.0))
         self._unheard_lift = np.array(described["unheard_country_lift"], np.float32)
 
     def read(self, new: Sequence[NewTitle]) -> np.ndarray:
@@ -119,7 +121,10 @@ class NewTitles:
         }
         nobody = np.zeros((1, words.shape[1]), np.float32)
         hgnn = embed_cut(self._hgnn, {"audiobook": words, "podcast": nobody}, alone)["audiobook"]
-        vectors = self._towers.item_vectors(self._features(new, words, hgnn))
+        features = self._features(new, words, hgnn)
+        vectors = lifted(
+            self._towers, self._towers.item_vectors(features), features.unheard, self._introduction_lift
+        )
         places = self._places.place("audiobook", {"text": words, "hgnn": hgnn})
         return Titles(
             np.full(len(new), -1, np.int64),

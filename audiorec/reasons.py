@@ -148,6 +148,8 @@ class Reasons:
         self._mean_title = item_vectors.mean(axis=0, dtype=np.float64)
         self._as_of = files.bundle.as_of
         self._published = pd.to_datetime(books["published_on"])
+        self._unheard = np.ones(len(books), bool)
+        self._unheard[files.table("refresh", "streamed.parquet")["audiobook_idx"].to_numpy(np.int64)] = False
         popularity = files.table("refresh", "popularity.parquet")
         plays = popularity["streams_30_days"].to_numpy(np.int64)
         listeners = popularity["listeners"].to_numpy(np.int64)
@@ -326,9 +328,10 @@ class Reasons:
         weights: dict[str, float],
         parts: dict[str, float],
     ) -> Reason:
+        unheard = row < 0 or bool(self._unheard[row])
         sayable = {
-            "history": None if evidence is None else self.sentence(evidence),
-            "music": "People with your taste in music listened to it.",
+            "history": None if evidence is None else self.sentence(evidence, unheard=unheard),
+            "music": None if unheard else "People with your taste in music listened to it.",
             "popularity": popular,
         }
         said = [
@@ -345,8 +348,8 @@ class Reasons:
         text = " ".join(str(sayable[name]) for name in chosen)
         return Reason(text, evidence if "history" in chosen else None, parts, tuple(chosen))
 
-    def sentence(self, evidence: Evidence) -> str:
-        """The evidence in words."""
+    def sentence(self, evidence: Evidence, *, unheard: bool = False) -> str:
+        """The evidence in words, for a title that has listeners or not."""
         title = self.titles[evidence.item_type][evidence.idx]
         what = f"You {_DID[evidence.signal]} “{title}” ({evidence.item_type})"
         if evidence.link == "itself":
@@ -356,6 +359,8 @@ class Reasons:
         if evidence.link == "path":
             assert evidence.via is not None
             return f"{what}; its listeners and this one's meet at “{self.titles['audiobook'][evidence.via]}”."
+        if evidence.link == "hgnn" and unheard:
+            return f"{what}; this one, which nobody has listened to yet, should attract the same listeners."
         if evidence.link == "hgnn":
             return f"{what}; it attracts the same listeners."
         return f"{what}; their descriptions are alike."
@@ -381,7 +386,7 @@ class Reasons:
         published = self._published.iloc[row]
         if pd.notna(published) and (self._as_of - published.date()).days <= _NEW_DAYS:
             return f"New: published on {published.date()}."
-        return None
+        return "Nobody has listened to it yet." if self._unheard[row] else None
 
 
 _UNKNOWN = "From the catalogue: little is known of this title yet."

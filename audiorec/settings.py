@@ -409,6 +409,13 @@ class TwoTowerSettings(Group):
         gt=0,
         le=1,
     )
+    introduction_share: float = setting(
+        0.1,
+        "share of the first ten places that titles nobody has streamed yet are lifted to; 0 lifts none",
+        origin="measured",
+        ge=0,
+        lt=1,
+    )
     max_targets: int = setting(200_000, "targets used; a seeded sample beyond", gt=0)
     weak_signals: bool = setting(
         True, "follow, preview and intent to pay among the user's features", origin="paper"

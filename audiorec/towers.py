@@ -119,6 +119,13 @@ class Towers:
     spec: FeatureSpec
     prior: np.ndarray
     affinity: Mapping[str, float] | None = None
+    introduction_share: float = 0.0
+    """Of the first ten places, for titles that nobody has streamed yet (`audiorec.introduction`)."""
+
+    @property
+    def bias_column(self) -> int:
+        """Where a title's vector holds its bias."""
+        return int(self.model.dim) - 1
 
     @property
     def affinities(self) -> Affinities | None:
@@ -180,6 +187,7 @@ class Towers:
             "features": self.spec.to_json(),
             "prior": self.prior.tolist(),
             "affinity": None if self.affinity is None else dict(self.affinity),
+            "introduction_share": self.introduction_share,
         }
         record.write_text(json.dumps(described, sort_keys=True) + "\n")
 
@@ -211,6 +219,7 @@ class Towers:
             FeatureSpec.from_json(described["features"], {name: v.numpy() for name, v in own.items()}),
             np.asarray(described["prior"], np.float32),
             described["affinity"],
+            described.get("introduction_share", 0.0),  # versions before had none
         )
 
 
@@ -402,7 +411,7 @@ class Trainer:
             weight_decay=settings.weight_decay,
         )
         generator = np.random.default_rng(settings.seed)
-        towers = Towers(self.name, model, self.spec, self.prior, self.affinity)
+        towers = Towers(self.name, model, self.spec, self.prior, self.affinity, settings.introduction_share)
         history: list[dict[str, Any]] = []
         objectives: list[np.ndarray] = []
         states: list[dict[str, Tensor]] = []

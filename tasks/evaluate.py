@@ -84,7 +84,10 @@ def run(settings: Settings, inputs: Inputs, out: Output) -> Manifest:
     }
     users = {segment: int((hold_out.segment == segment).sum()) for segment in ("warm", "cold", "none")}
     return out.commit(
-        counts={"users": len(hold_out.users), **users}, hit_rate=headline, popularity_window_days=window
+        counts={"users": len(hold_out.users), **users},
+        titles=hold_out.titles,
+        hit_rate=headline,
+        popularity_window_days=window,
     )
 
 

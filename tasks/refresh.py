@@ -18,6 +18,7 @@ from audiorec.cuts import Cut, cuts
 from audiorec.embeddings import embed_cut, load_cut_graph, load_model, load_text
 from audiorec.errors import BadData
 from audiorec.features import FeatureBuilder, Vectors
+from audiorec.introduction import introduced
 from audiorec.judging import ArtistVectors, load_towers, make_builder
 from audiorec.progress import Progress
 from audiorec.settings import Settings
@@ -56,7 +57,7 @@ def run(settings: Settings, inputs: Inputs, out: Output) -> Manifest:
     builder = make_builder(extract, towers, artists, all_cuts.first_day, tomorrow)
     day = day_number(tomorrow)
     items = builder.items(day, vectors, towers.spec)
-    item_vectors = towers.item_vectors(items)
+    item_vectors, lift = introduced(towers, builder, vectors, day, items)
     if not np.isfinite(item_vectors).all():
         bad = int((~np.isfinite(item_vectors)).any(axis=1).sum())
         raise BadData(
@@ -97,6 +98,7 @@ def run(settings: Settings, inputs: Inputs, out: Output) -> Manifest:
     described = {
         "as_of": out.key,
         "day": day,
+        "introduction_lift": lift,
         "unheard_country_lift": _unheard_country_lift(extract, towers.spec, day),
     }
     out.path("release.json").write_text(json.dumps(described, sort_keys=True) + "\n")
@@ -105,6 +107,7 @@ def run(settings: Settings, inputs: Inputs, out: Output) -> Manifest:
         counts={
             "audiobooks": len(item_vectors),
             "available": int(items.available.sum()),
+            "unheard": int((items.unheard & items.available).sum()),
             "users": len(user_idx),
             "active_users": len(active),
             "dimensions": item_vectors.shape[1],

@@ -49,6 +49,8 @@ class Figures:
     """Names of the hit rate, the MRR and the tail hit rate."""
     sliced: Mapping[str, str]
     """Segment of the CSV by the metric that is a slice's hit rate."""
+    titles: Mapping[str, int]
+    """Titles that are ranked, by panel."""
 
 
 def figures(results: Sequence[Result], settings: Evaluation, ablation: bool) -> Figures:
@@ -86,7 +88,8 @@ def figures(results: Sequence[Result], settings: Evaluation, ablation: bool) -> 
             found = np.full((len(users), len(models), len(seeds)), np.nan)
             found[row[chosen], column[chosen], layer[chosen]] = np.where(ranks < 0, np.nan, score)
             values[panel, metric] = found
-    return Figures(models, seeds, users.to_numpy(object), values, coverage, metrics, sliced)
+    titles = next(found["titles"] for found in (r.manifest.facts for r in results) if "titles" in found)
+    return Figures(models, seeds, users.to_numpy(object), values, coverage, metrics, sliced, titles)
 
 
 def _mean_over_seeds(values: np.ndarray) -> np.ndarray:
@@ -172,7 +175,7 @@ def markdown(found: Figures, table: Table, settings: Evaluation) -> list[str]:
         lines += [
             f"## Panel {panel}: {_TITLES[panel]}",
             "",
-            f"{counts['all']:,} users ({counts['warm']:,} warm, {counts['cold']:,} cold; {counts['none']:,} more without any "
+            f"{found.titles[panel]:,} titles; {counts['all']:,} users ({counts['warm']:,} warm, {counts['cold']:,} cold; {counts['none']:,} more without any "
             "history). "
             + (
                 f"Segments under {settings.min_segment_users} users say little: {', '.join(small)}."

@@ -61,6 +61,11 @@ class HoldOut:
     candidates: Mapping[str, np.ndarray]
     tier: np.ndarray
 
+    @property
+    def titles(self) -> dict[str, int]:
+        """How many titles are ranked, by panel."""
+        return {panel: int(self.candidates[panel].sum()) for panel in PANELS}
+
     def panel_relevant(self, panel: str, part: str | None = None) -> sp.csr_matrix:
         """0/1 [users, audiobooks]: relevant titles that are candidates of the panel (and of a slice, if one is named)."""
         keep = self.candidates[panel]

@@ -30,7 +30,7 @@ def metrics_table(
             for rows in [table[(table["segment"] == segment) & (table["metric"] == hit)]]
         }
         lines += [
-            f"Panel {panel}: {int(hold_out.candidates[panel].sum())} titles; {users['all']} users "
+            f"Panel {panel}: {hold_out.titles[panel]} titles; {users['all']} users "
             f"({users['warm']} warm, {users['cold']} cold); {users['none']} more without any history.",
             "",
             f"| model | {hit} all [95%] | warm | cold | no history | MRR | {tail} | {coverage} | {hit} against recent popularity [95%] |",

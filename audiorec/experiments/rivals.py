@@ -525,7 +525,7 @@ def run(settings: Settings, inputs: Inputs, out: Output) -> Manifest:
     coverage_table(hold_out, judgements).to_csv(out.path("coverage.csv"), index=False)
     out.path("chosen.json").write_text(json.dumps(chosen, sort_keys=True, indent=1) + "\n")
     out.run["model_seconds"] = seconds
-    return out.commit(counts={"users": len(hold_out.users)}, chosen=chosen)
+    return out.commit(counts={"users": len(hold_out.users)}, titles=hold_out.titles, chosen=chosen)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,102 @@
+"""Introduction: a place in the lists for titles that nobody has streamed yet.
+
+Induction places such a title by its text and by the HGNN, among the others of its kind rightly. But a score that starts
+from popularity holds its lack of streams against it, and lists over the whole catalogue then hold next to none
+(docs/adr/0012): what nobody has streamed nobody ever will. So these titles are lifted, all alike, by as much as gives them
+a stated share of the first ten places of the people who listen. Nothing else moves: the order of streamed titles among
+themselves, and of the others among themselves, stays.
+
+Departure from the paper, which says nothing of exploration.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import scipy.sparse as sp
+
+    from audiorec.features import FeatureBuilder, ItemFeatures, Vectors
+    from audiorec.towers import Towers
+
+PLACES = 10
+"""First places that the share is of."""
+_LISTENERS = 2_000
+"""Active users, evenly spread, whose lists the lift is measured on."""
+_NUMBERS = 50_000_000
+"""Scores held at a time, at most: 200 MB."""
+_HAIR = 1e-4
+"""Past a tie, by more than scores are rounded to."""
+
+
+def introduction_lift(
+    users: np.ndarray,
+    items: np.ndarray,
+    unheard: np.ndarray,
+    available: np.ndarray,
+    streamed: sp.csr_matrix,
+    share: float,
+) -> float:
+    """The least lift by which titles without a listener fill a share of the users' first places; 0 if they do already.
+
+    With s_1 >= s_2 >= ... the best scores of titles with listeners and n_1 >= n_2 >= ... of those without, at least j of
+    the first P places are the latter's as soon as the lift exceeds s_(P+1-j) - n_j. So the lift wanted is a quantile of
+    these differences over users and j.
+
+    Args:
+        users, items: vectors [U, D] and [N, D], whose inner products are the scores.
+        unheard, available: bool [N].
+        streamed: 0/1 [U, N], what each user streamed before; not recommended again.
+        share: wanted, of the first `PLACES` places of all users together.
+
+    Returns: 0 as well where no title is without a listener, or fewer than `PLACES` have one.
+    """
+    new, known = np.flatnonzero(unheard & available), np.flatnonzero(~unheard & available)
+    places = min(PLACES, len(new))
+    if share <= 0 or not places or len(known) < PLACES or not len(users):
+        return 0.0
+    chunk = max(1, _NUMBERS // len(items))
+    needed = []
+    for start in range(0, len(users), chunk):
+        some = slice(start, start + chunk)
+        scores = users[some] @ items.T
+        scores[streamed[some].toarray() > 0] = -np.inf
+        heard = np.sort(np.partition(scores[:, known], -PLACES, axis=1)[:, -PLACES:], axis=1)
+        fresh = -np.sort(np.partition(-scores[:, new], places - 1, axis=1)[:, :places], axis=1)
+        lacking = np.full((len(scores), PLACES), np.inf, scores.dtype)
+        lacking[:, :places] = heard[:, :places] - fresh
+        needed.append(lacking)
+    differences = np.sort(np.concatenate(needed), axis=None)
+    wanted = differences[min(int(np.ceil(share * len(differences))), len(differences)) - 1]
+    return max(0.0, float(wanted) + _HAIR) if np.isfinite(wanted) else 0.0
+
+
+def introduced(
+    towers: Towers, builder: FeatureBuilder, vectors: Vectors, day: int, items: ItemFeatures
+) -> tuple[np.ndarray, float]:
+    """Audiobook vectors [N, D] of a day with the lift in their bias, and the lift.
+
+    It is measured on people who were seen before the day, whoever they are; nothing of that day or later plays a part.
+    """
+    found = towers.item_vectors(items)
+    active = np.flatnonzero(builder.extract.first_seen_day < day)
+    chosen = active[np.linspace(0, len(active) - 1, min(len(active), _LISTENERS)).astype(int)]
+    days = np.full(len(chosen), day, np.int64)
+    lift = introduction_lift(
+        towers.user_vectors(builder.users(chosen, days, vectors, towers.spec)),
+        found,
+        items.unheard,
+        items.available,
+        builder.streamed_before(chosen, days),
+        towers.introduction_share,
+    )
+    return lifted(towers, found, items.unheard, lift), lift
+
+
+def lifted(towers: Towers, vectors: np.ndarray, unheard: np.ndarray, lift: float) -> np.ndarray:
+    """The vectors with the lift in the bias of those without a listener."""
+    raised = vectors.copy()
+    raised[unheard, towers.bias_column] += np.float32(lift)
+    return raised
