@@ -157,11 +157,9 @@ def scheduler_restarts(lab: Lab, seed: int, short: bool) -> list[Row]:
 
 
 def remote_manifests(store: Store, day: date) -> dict[str, str]:
-    """Fingerprint and hash of each task's only result of a date in a store that is not a folder."""
+    """Content of the manifest of each task's only result of a date, in a store that need not be a folder."""
     return {
-        task: f"{found.fingerprint} {found.sha256}"
-        for task in CHAIN
-        for found in store.versions(task, day.isoformat())
+        task: found.model_dump_json() for task in CHAIN for found in store.versions(task, day.isoformat())
     }
 
 
