@@ -177,9 +177,13 @@ class Services:
         alias = Registry(self.place.settings).alias(CHAMPION)
         return None if alias is None else alias.number
 
+    def processes(self) -> dict[str, int]:
+        """Process numbers of the services, by name."""
+        return dict(stack.status(self.place.settings).processes)
+
     def process(self, name: str) -> psutil.Process:
         """A service's own process."""
-        return psutil.Process(stack.status(self.place.settings).processes[name])
+        return psutil.Process(self.processes()[name])
 
 
 def children_of(task: str, as_of: date) -> list[psutil.Process]:

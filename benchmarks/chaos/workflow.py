@@ -1,4 +1,4 @@
-"""Experiments through the real Airflow: 5 backfills, 13 outages, 14 a scheduler that is killed in mid-training."""
+"""Experiments through the real Airflow: 5 backfills, 13 outages, 14 a scheduler and a worker killed in mid-training."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import contextlib
 import os
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from datetime import date
-from typing import Any
 from unittest.mock import patch
 
 import fsspec
+import psutil
 
 from audiorec import stack
 from audiorec.chain import CHAIN
@@ -163,47 +163,56 @@ def remote_manifests(store: Store, day: date) -> dict[str, str]:
     }
 
 
-def outages(lab: Lab, seed: int, short: bool) -> list[Row]:
-    """On the cluster of one machine: MLflow, Postgres, the store and the sink of alerts each away for half a minute."""
-    seconds = 5.0 if short else OUTAGE_SECONDS
-    rows: list[Row] = []
+@contextlib.contextmanager
+def clustered(
+    lab: Lab, name: str, *, workers: int, sink: Sink | None = None, relayed: bool = False
+) -> Iterator[tuple[Services, dict[str, Relay]]]:
+    """A place on the cluster of one machine (Celery, Postgres, Redis, S3), and relays before what can be cut off."""
     [mlflow_port] = free_ports(1)
     with contextlib.ExitStack() as ends:
-        sink = ends.enter_context(contextlib.closing(Sink()))
         draft = served_place(
-            lab, "outages", services={"mlflow_port": mlflow_port}, release={"model_name": "outages"}
+            lab, name, services={"mlflow_port": mlflow_port}, release={"model_name": name.replace("-", "_")}
         )
         servers = Servers.of(draft.settings)
         servers.start(say=lambda _: None)
         ends.callback(servers.stop)
-        relays = {
-            "MLflow": Relay(mlflow_port),
-            "Postgres": Relay(servers.postgres_port),
-            "store": Relay(servers.s3_port),
-        }
+        targets = {"MLflow": mlflow_port, "Postgres": servers.postgres_port, "store": servers.s3_port}
+        relays = {what: Relay(port) for what, port in targets.items()} if relayed else {}
         for relay in relays.values():
             ends.callback(relay.cut)
-        variables = {**servers.environment, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{relays['store'].port}"}
+        ports = {**targets, **{what: relay.port for what, relay in relays.items()}}
+        variables = {**servers.environment, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{ports['store']}"}
         ends.enter_context(patch.dict(os.environ, variables))
         fsspec.filesystem("s3").invalidate_cache()
-        groups = cluster_settings(draft.settings, servers, workers=1)
+        groups = cluster_settings(draft.settings, servers, workers=workers)
         groups["services"]["database_url"] = servers.database_url.replace(
-            f":{servers.postgres_port}/", f":{relays['Postgres'].port}/"
+            f":{servers.postgres_port}/", f":{ports['Postgres']}/"
         )
-        groups["mlflow"] = {"uri": f"http://127.0.0.1:{relays['MLflow'].port}"}
-        groups["alerts"] = {"webhook_url": sink.uri, "watch": True, "watch_seconds": 5}
+        groups["mlflow"] = {"uri": f"http://127.0.0.1:{ports['MLflow']}"}
+        if sink is not None:
+            groups["alerts"] = {"webhook_url": sink.uri, "watch": True, "watch_seconds": 5}
         everything = {**draft.settings.model_dump(mode="json"), **groups}
         draft.file.write_text(as_toml(load_settings(**everything)), encoding="utf-8")
         place = Place(draft.folder, load_settings(draft.file))
-        services = ends.enter_context(running(place))
+        yield ends.enter_context(running(place)), relays
+
+
+def outages(lab: Lab, seed: int, short: bool) -> list[Row]:
+    """On the cluster of one machine: MLflow, Postgres, the store and the sink of alerts each away for half a minute."""
+    seconds = 5.0 if short else OUTAGE_SECONDS
+    rows: list[Row] = []
+    with (
+        contextlib.closing(Sink()) as sink,
+        clustered(lab, "outages", workers=1, sink=sink, relayed=True) as (services, relays),
+    ):
         # Where the service is needed: MLflow when a model is registered, the others in mid-work.
-        plan: list[tuple[str, str, date, Callable[[], Any], Callable[[], Any]]] = [
-            ("MLflow", "promote", AS_OF, relays["MLflow"].cut, relays["MLflow"].join),
-            ("Postgres", "train_hgnn", AS_OF + DAY, relays["Postgres"].cut, relays["Postgres"].join),
-            ("store", "build_graph", AS_OF - DAY, relays["store"].cut, relays["store"].join),
+        plan = [
+            ("MLflow", "promote", AS_OF),
+            ("Postgres", "train_hgnn", AS_OF + DAY),
+            ("store", "build_graph", AS_OF - DAY),
         ]
-        for what, task, day, cut, join in plan[: 1 if short else None]:
-            rows += _outage(services, lab, sink, what, task, day, cut, join, seconds)
+        for what, task, day in plan[: 1 if short else None]:
+            rows += _outage(services, lab, sink, what, task, day, relays[what], seconds)
         rows.append(_sink_outage(services, sink, seconds))
     return rows
 
@@ -215,16 +224,15 @@ def _outage(
     what: str,
     task: str,
     day: date,
-    cut: Callable[[], Any],
-    join: Callable[[], Any],
+    relay: Relay,
     seconds: float,
 ) -> list[Row]:
     """A run during which something is away; if it fails, it is cleared as an alert advises."""
     run_id = services.trigger(day)
     wait_for(lambda: bool(children_of(task, day)), 900, task)
-    cut()
+    relay.cut()
     time.sleep(seconds)
-    join()
+    relay.join()
     wait_for(lambda: _health(services), 300, "Airflow after the outage")
     run = services.wait(run_id)
     told = [alert["code"] for _, alert in sink.arrived if alert.get("data_date") == day.isoformat()]
@@ -277,8 +285,55 @@ def _sink_outage(services: Services, sink: Sink, seconds: float) -> Row:
     )
 
 
+# --- a worker of a cluster
+
+
+def worker_killed(lab: Lab, seed: int, short: bool) -> list[Row]:
+    """kill -9 of a Celery worker and all below it while it trains; another goes on."""
+    with clustered(lab, "worker-killed", workers=2) as (services, _):
+        run_id = services.trigger(AS_OF)
+        wait_for(lambda: bool(children_of("train_hgnn", AS_OF)), 900, "a training")
+        [training] = children_of("train_hgnn", AS_OF)
+        workers = {
+            name: services.process(name) for name in services.processes() if name.startswith("worker-")
+        }
+        [(name, worker)] = [
+            (name, one) for name, one in workers.items() if training in one.children(recursive=True)
+        ]
+        for process in [worker, *worker.children(recursive=True)]:
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+        run = services.wait(run_id)
+        tries = services.state(run_id, "train_hgnn").try_number
+        store = services.place.store
+        results = {task: len(store.versions(task, AS_OF.isoformat())) for task in CHAIN}
+        now = remote_manifests(store, AS_OF)
+        versions = services.versions().get(AS_OF, 0)
+    calm = remote_manifests(lab.reference.store, AS_OF)
+    equal = [task for task, result in calm.items() if now.get(task) == result]
+    return [
+        Row(
+            "the DAG on Celery, Postgres, Redis and S3, its worker killed in mid-training: the run succeeds",
+            run.state,
+            run.state == "success",
+            f"{name} of {', '.join(sorted(workers))} killed; tries of train_hgnn: {tries}",
+        ),
+        Row(
+            "nothing twice: one result a task, one version registered",
+            f"{sum(number == 1 for number in results.values())} of {len(results)}, {versions}",
+            set(results.values()) == {1} and versions == 1,
+        ),
+        Row(
+            "results equal to an undisturbed run's on one machine",
+            f"{len(equal)} of {len(calm)}",
+            len(equal) == len(calm) > 0,
+        ),
+    ]
+
+
 EXPERIMENTS = (
     Experiment("backfill", 5, "Backfills in any order", 5, backfills),
     Experiment("outages", 13, "Outages of MLflow, Postgres, the store and the sink of alerts", 13, outages),
+    Experiment("worker", 14, "A Celery worker killed in mid-training", 14, worker_killed),
     Experiment("scheduler", 14, "The scheduler killed in mid-training", 14, scheduler_restarts),
 )
