@@ -3,8 +3,8 @@
 Induction places such a title by its text and by the HGNN, among the others of its kind rightly. But a score that starts
 from popularity holds its lack of streams against it, and lists over the whole catalogue then hold next to none
 (docs/adr/0012): what nobody has streamed nobody ever will. So these titles are lifted, all alike, by as much as gives them
-a stated share of the first ten places of the people who listen. Nothing else moves: the order of streamed titles among
-themselves, and of the others among themselves, stays.
+a stated share of the first ten places of the people who were seen before. Nothing else moves: the order of streamed titles
+among themselves, and of the others among themselves, stays.
 
 Departure from the paper, which says nothing of exploration.
 """
@@ -23,10 +23,12 @@ if TYPE_CHECKING:
 
 PLACES = 10
 """First places that the share is of."""
+_MOST_LISTS = 0.2
+"""Of the lists, that one such title may be in on average: a single new title is not pressed on everybody. A choice."""
 _LISTENERS = 2_000
-"""Active users, evenly spread, whose lists the lift is measured on."""
+"""Users, evenly spread, whose lists the lift is measured on."""
 _NUMBERS = 50_000_000
-"""Scores held at a time, at most: 200 MB."""
+"""Scores made at a time, at most: 200 MB, and about three times that while they are sorted."""
 _HAIR = 1e-4
 """Past a tie, by more than scores are rounded to."""
 
@@ -51,12 +53,14 @@ def introduction_lift(
         streamed: 0/1 [U, N], what each user streamed before; not recommended again.
         share: wanted, of the first `PLACES` places of all users together.
 
-    Returns: 0 as well where no title is without a listener, or fewer than `PLACES` have one.
+    Where fewer than `PLACES` titles are without a listener the share is at most `_MOST_LISTS` of their number's share of the
+    places. The lift is 0 as well where no title is without a listener, or fewer than `PLACES` have one.
     """
     new, known = np.flatnonzero(unheard & available), np.flatnonzero(~unheard & available)
     places = min(PLACES, len(new))
     if share <= 0 or not places or len(known) < PLACES or not len(users):
         return 0.0
+    share = min(share, _MOST_LISTS * places / PLACES) if places < PLACES else share
     chunk = max(1, _NUMBERS // len(items))
     needed = []
     for start in range(0, len(users), chunk):

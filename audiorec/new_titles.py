@@ -98,7 +98,7 @@ class NewTitles:
         described = files.json("refresh", "release.json")
         self._day = int(described["day"])
         self._introduction_lift = float(described.get("introduction_lift", 0.0))
-        self._unheard_lift = np.array(described["unheard_country_lift"], np.float32)
+        self._unheard_country_lift = np.array(described["unheard_country_lift"], np.float32)
 
     def read(self, new: Sequence[NewTitle]) -> np.ndarray:
         """Text vectors [n, T]; remembered, so that `place` has them at once."""
@@ -146,7 +146,7 @@ class NewTitles:
         ages = np.stack([since, dated, np.zeros(len(new)), np.zeros(len(new))], axis=1)
         places = {name: unit_rows(space.place("audiobook", raw[name])) for name, space in spec.spaces.items()}
         places["music"] = np.zeros((len(new), spec.config.music_dimensions), np.float32)
-        places[COUNTRY] = np.tile(self._unheard_lift, (len(new), 1))
+        places[COUNTRY] = np.tile(self._unheard_country_lift, (len(new), 1))
         return ItemFeatures(
             lookup(pd.Series([one.language for one in new], dtype=object), spec.languages),
             lookup(pd.Series([one.genre for one in new], dtype=object), spec.genres),

@@ -32,7 +32,7 @@ _COUNTRY_PLACES = 50
 
 Link = Literal["itself", "co_listened", "path", "hgnn", "text"]
 PARTS = ("popularity", "country", "audiobooks", "podcasts", "music", "towers")
-"""What a score is the sum of: the prior; lift in the user's country; history of audiobooks and of podcasts; taste in
+"""What a score is the sum of: the title's bias (the prior, and what titles that nobody has streamed are lifted by); lift in the user's country; history of audiobooks and of podcasts; taste in
 music; and what the user tower and the audiobook tower add to these, age among it."""
 
 
@@ -163,7 +163,7 @@ class Reasons:
     def _sides(self, profile: Profile, user_vector: np.ndarray) -> np.ndarray:
         """The user's vector, each part of the score in a column of its own: [D, parts]."""
         sides = np.zeros((len(user_vector), len(PARTS)))
-        bias = self._towers.model.dim - 1
+        bias = self._towers.bias_column
         sides[:bias, PARTS.index("towers")] = user_vector[:bias]
         sides[bias, PARTS.index("popularity")] = user_vector[bias]
         if self._affinities is None:
@@ -328,10 +328,11 @@ class Reasons:
         weights: dict[str, float],
         parts: dict[str, float],
     ) -> Reason:
-        unheard = row < 0 or bool(self._unheard[row])
+        new = row < 0
+        unheard = not new and bool(self._unheard[row])
         sayable = {
-            "history": None if evidence is None else self.sentence(evidence, unheard=unheard),
-            "music": None if unheard else "People with your taste in music listened to it.",
+            "history": None if evidence is None else self.sentence(evidence, unheard=unheard, new=new),
+            "music": None if unheard or new else "People with your taste in music listened to it.",
             "popularity": popular,
         }
         said = [
@@ -348,8 +349,8 @@ class Reasons:
         text = " ".join(str(sayable[name]) for name in chosen)
         return Reason(text, evidence if "history" in chosen else None, parts, tuple(chosen))
 
-    def sentence(self, evidence: Evidence, *, unheard: bool = False) -> str:
-        """The evidence in words, for a title that has listeners or not."""
+    def sentence(self, evidence: Evidence, *, unheard: bool = False, new: bool = False) -> str:
+        """The evidence in words, for a title that had no listener by the release's date, or came after it."""
         title = self.titles[evidence.item_type][evidence.idx]
         what = f"You {_DID[evidence.signal]} “{title}” ({evidence.item_type})"
         if evidence.link == "itself":
@@ -359,8 +360,9 @@ class Reasons:
         if evidence.link == "path":
             assert evidence.via is not None
             return f"{what}; its listeners and this one's meet at “{self.titles['audiobook'][evidence.via]}”."
-        if evidence.link == "hgnn" and unheard:
-            return f"{what}; this one, which nobody has listened to yet, should attract the same listeners."
+        if evidence.link == "hgnn" and (unheard or new):
+            aside = "new since then" if new else f"which nobody had listened to by {self._as_of}"
+            return f"{what}; this one, {aside}, should attract the same listeners."
         if evidence.link == "hgnn":
             return f"{what}; it attracts the same listeners."
         return f"{what}; their descriptions are alike."
@@ -386,7 +388,7 @@ class Reasons:
         published = self._published.iloc[row]
         if pd.notna(published) and (self._as_of - published.date()).days <= _NEW_DAYS:
             return f"New: published on {published.date()}."
-        return "Nobody has listened to it yet." if self._unheard[row] else None
+        return f"Nobody had listened to it by {self._as_of}." if self._unheard[row] else None
 
 
 _UNKNOWN = "From the catalogue: little is known of this title yet."

@@ -7,6 +7,7 @@ alias moves live on the version; the manifest holds only what the inputs determi
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from typing import Literal, cast
 
@@ -221,6 +222,9 @@ def _champion_hits(settings: Settings, inputs: Inputs, bundle: released.Bundle) 
     extract = load_extract(settings.model_copy(update={"music": its_music}), inputs)
     hold_out = make_hold_out(extract, all_cuts, settings.evaluation)
     towers = load_towers(store, theirs["train_two_tower"], MODEL)
+    # How many places new titles get is the operator's choice, not the weights' merit: both are judged with the same share.
+    share = float(inputs["train_two_tower"].settings["two_tower"]["introduction_share"])
+    towers = dataclasses.replace(towers, introduction_share=share)
     vectors = _champion_vectors(inputs, bundle, extract, all_cuts.judge, towers.spec.config.window_days)
     artists = ArtistVectors.load(store, theirs["embed_music"])
     builder = make_builder(extract, towers, artists, all_cuts.first_day, all_cuts.split)

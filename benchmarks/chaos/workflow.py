@@ -107,8 +107,8 @@ def backfills(lab: Lab, seed: int, short: bool) -> list[Row]:
 def scheduler_restarts(lab: Lab, seed: int, short: bool) -> list[Row]:
     """kill -9 of the scheduler while a training runs, a date each."""
     place = served_place(lab, "scheduler")
-    # The first ones are dates of the reference.
-    days = [AS_OF - number * DAY for number in range(1 if short else RESTARTS)]
+    # The first ones are dates of the reference, which has one in its short form.
+    days = [AS_OF] if short else [AS_OF + DAY - number * DAY for number in range(RESTARTS)]
     killed, states, tries = 0, [], []
     with running(place) as services:
         for day in days:

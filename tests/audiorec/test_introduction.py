@@ -24,34 +24,47 @@ def shown(scores: np.ndarray, unheard: np.ndarray, lift: float) -> np.ndarray:
 
 
 def test_the_lift_worked_by_hand():
-    """One user. Streamed titles score 20, 19, ..., 11; two nobody streamed score 5 and 3.
+    """One user. Streamed titles score 20, 19, ..., 11; of ten nobody streamed the best score 5 and 3.
 
-    The first of these enters the ten by beating 11, so by 6; then the second by beating 12, so by 9. A tenth of the
-    places is one title, a fifth is both; a third title is not there, so three tenths cannot be had.
+    The first of these enters the ten by beating 11, so by 6; then the second by beating 12, so by 9.
     """
-    items = np.array([[float(score)] for score in (*range(20, 10, -1), 5, 3)], np.float32)
-    unheard = np.arange(12) >= 10
-    everything = np.ones(12, bool)
-    nothing = sp.csr_matrix((1, 12))
+    items = np.array([[float(score)] for score in (*range(20, 10, -1), 5, 3, *[-100] * 8)], np.float32)
+    unheard = np.arange(20) >= 10
+    everything = np.ones(20, bool)
 
-    def lift(share: float, available: np.ndarray = everything, streamed: Any = nothing) -> float:
+    def lift(share: float, available: np.ndarray = everything) -> float:
         user = np.ones((1, 1), np.float32)
-        return introduction_lift(user, items, unheard, available, streamed, share)
+        return introduction_lift(user, items, unheard, available, sp.csr_matrix((1, 20)), share)
 
     assert lift(0.1) == pytest.approx(6, abs=1e-3) and lift(0.1) > 6
     assert lift(0.2) == pytest.approx(9, abs=1e-3)
-    assert lift(0.0) == 0 == lift(0.3)
+    assert lift(0.0) == 0
     # Who is not out yet is not introduced; without ten streamed titles a list is short of titles anyway.
-    assert lift(0.1, everything & (np.arange(12) != 10)) == pytest.approx(8, abs=1e-3)
-    assert lift(0.1, everything & (np.arange(12) != 0)) == 0
+    assert lift(0.1, everything & (np.arange(20) != 10)) == pytest.approx(8, abs=1e-3)
+    assert lift(0.1, everything & ~unheard) == 0 == lift(0.1, everything & (np.arange(20) != 0))
+
+
+def test_a_single_new_title_is_not_pressed_on_everybody():
+    """100 users, one title without a stream: it comes into a fifth of the lists, however large the share asked for."""
+    draw = np.random.default_rng(1)
+    users, items = (
+        draw.normal(size=(100, 4)).astype(np.float32),
+        draw.normal(size=(30, 4)).astype(np.float32),
+    )
+    unheard = np.arange(30) == 7
+    items[unheard] *= 0.1  # nobody's favourite
+    for share in (0.05, 0.5):
+        lift = introduction_lift(users, items, unheard, np.ones(30, bool), sp.csr_matrix((100, 30)), share)
+        assert lift > 0
+        assert shown(users @ items.T, unheard, lift).mean() == pytest.approx(0.2, abs=0.011)
 
 
 def test_what_a_user_streamed_holds_no_place():
-    """Eleven streamed titles, of which the user knows the best: the ten others hold the places."""
-    items = np.array([[float(score)] for score in (*range(20, 9, -1), 5)], np.float32)
-    known = sp.csr_matrix(([1.0], ([0], [0])), shape=(1, 12))
-    unheard = np.arange(12) == 11
-    lift = introduction_lift(np.ones((1, 1), np.float32), items, unheard, np.ones(12, bool), known, 0.1)
+    """Eleven streamed titles, of which the user knows the best: the ten others hold the places, the last with 10."""
+    items = np.array([[float(score)] for score in (*range(20, 9, -1), *[5] * 10)], np.float32)
+    known = sp.csr_matrix(([1.0], ([0], [0])), shape=(1, 21))
+    unheard = np.arange(21) > 10
+    lift = introduction_lift(np.ones((1, 1), np.float32), items, unheard, np.ones(21, bool), known, 0.1)
     assert lift == pytest.approx(5, abs=1e-3)
 
 
@@ -62,7 +75,7 @@ def test_the_least_lift_that_fills_the_share(seed: int, share: float):
         draw.normal(size=(30, 4)).astype(np.float32),
         draw.normal(size=(60, 4)).astype(np.float32),
     )
-    unheard = draw.random(60) < 0.4
+    unheard = draw.permutation(60) < draw.integers(10, 40)
     lift = introduction_lift(users, items, unheard, np.ones(60, bool), sp.csr_matrix((30, 60)), share)
     scores = users @ items.T
     assert shown(scores, unheard, lift).mean() / PLACES >= share - 1e-9

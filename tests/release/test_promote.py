@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -26,6 +27,7 @@ from audiorec.experiments.protocol import make_hold_out
 from audiorec.features import FeatureBuilder, Vectors
 from audiorec.gate import Candidate
 from audiorec.history import VersionRef
+from audiorec.introduction import introduced
 from audiorec.judging import ArtistVectors, load_towers
 from audiorec.registry import CHALLENGER, CHAMPION, Registry, Version
 from audiorec.release import ReleaseControl
@@ -522,7 +524,12 @@ def champion_scores(releases: Releases) -> tuple[np.ndarray, Any, Any]:
     ).with_artists_folded_in(days.split)
     on = np.full(len(hold_out.users), hold_out.split)
     users = towers.user_vectors(builder.users(hold_out.users, on, vectors, towers.spec))
-    items = towers.item_vectors(builder.items(hold_out.split, vectors, towers.spec))
+    day_items = builder.items(hold_out.split, vectors, towers.spec)
+    # Both get the candidate's share of places for titles that nobody has streamed, whatever the champion's is.
+    items, lift = introduced(
+        dataclasses.replace(towers, introduction_share=0.1), builder, vectors, hold_out.split, day_items
+    )
+    assert lift > 0
     return users @ items.T, hold_out, extract
 
 

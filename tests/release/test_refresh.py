@@ -55,6 +55,9 @@ class Refreshed:
     def array(self, name: str) -> np.ndarray:
         return np.load(self.inputs.open("refresh", f"{name}.npy"))
 
+    def described(self) -> dict[str, Any]:
+        return dict(json.loads(self.inputs.open("refresh", "release.json").read_text()))
+
     def table(self, name: str) -> pd.DataFrame:
         return pd.read_parquet(self.inputs.open("refresh", f"{name}.parquet"))
 
@@ -78,7 +81,14 @@ def refreshed(releases: Releases, request: pytest.FixtureRequest) -> Refreshed:
 def test_audiobook_vectors_are_those_of_the_day_after(refreshed: Refreshed):
     day = day_number(refreshed.tomorrow)
     items = refreshed.builder().items(day, refreshed.vectors, refreshed.towers.spec)
-    np.testing.assert_array_equal(refreshed.array("item_vectors"), refreshed.towers.item_vectors(items))
+    # Titles that nobody streamed are lifted, all alike, by what the release says, and nothing else is.
+    stored, lift = refreshed.array("item_vectors"), refreshed.described()["introduction_lift"]
+    expected = refreshed.towers.item_vectors(items)
+    streamed = refreshed.table("streamed")["audiobook_idx"].unique()
+    unheard = np.setdiff1d(np.arange(len(expected)), streamed)
+    assert len(unheard) and lift > 0
+    expected[unheard, refreshed.towers.bias_column] += np.float32(lift)
+    np.testing.assert_array_equal(stored, expected)
     np.testing.assert_array_equal(refreshed.array("available"), items.available)
     for kind in ("audiobook", "podcast"):
         np.testing.assert_array_equal(refreshed.array(f"{kind}_hgnn"), refreshed.hgnn[kind])
@@ -184,7 +194,7 @@ def test_the_length_behind_a_music_vector(refreshed: Refreshed):
 
 def test_the_country_lift_of_a_title_that_nobody_heard(refreshed: Refreshed):
     """What the catalogue's own unheard titles have in the space of countries, or the least of all."""
-    described = json.loads(refreshed.inputs.open("refresh", "release.json").read_text())
+    described = refreshed.described()
     lift = np.array(described["unheard_country_lift"])
     own = refreshed.array("item_vectors")[:, -len(lift) :]
     assert len(lift) == len(refreshed.towers.spec.lift_countries) > 1
