@@ -22,6 +22,7 @@ from audiorec.store import Store
 from benchmarks.chaos.lab import AS_OF, DAY, Lab, Place, wait_for
 from benchmarks.chaos.report import Experiment, Row
 from benchmarks.chaos.services import (
+    AS_IN_THE_FILE,
     BEFORE_ALL_DATA,
     Relay,
     Services,
@@ -43,7 +44,6 @@ BACKFILLED_DAYS = 7
 def backfilled(lab: Lab, order: str, days: list[date]) -> tuple[dict[str, bytes], str]:
     """Manifests of the days after a backfill in an order, and what happened to the champion."""
     place = served_place(lab, f"backfill-{order}")
-    params = {"profile": "smoke"}
     with running(place) as services:
         first = services.wait(services.trigger(days[-1] + DAY))
         if first.state != "success":
@@ -52,13 +52,18 @@ def backfilled(lab: Lab, order: str, days: list[date]) -> tuple[dict[str, bytes]
         client = services.client
         if order in ("forward", "reverse"):
             backfill = client.create_backfill(
-                DAG_ID, days[0], days[-1], params=params, max_active_runs=2, backwards=order == "reverse"
+                DAG_ID,
+                days[0],
+                days[-1],
+                params=AS_IN_THE_FILE,
+                max_active_runs=2,
+                backwards=order == "reverse",
             )
             wait_for(lambda: client.backfill_finished(backfill), 3_600, f"the backfill {order}")
         else:
             # Airflow knows no such order: a backfill a day.
             for day in days:
-                backfill = client.create_backfill(DAG_ID, day, day, params=params)
+                backfill = client.create_backfill(DAG_ID, day, day, params=AS_IN_THE_FILE)
                 wait_for(lambda number=backfill: client.backfill_finished(number), 900, f"{day}")
         failed = [
             run.run_id for run in client.runs(DAG_ID) if run.run_type == "backfill" and run.state != "success"
