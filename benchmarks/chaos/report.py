@@ -35,7 +35,7 @@ class Experiment:
     """One of the experiments of the operations' list.
 
     Attributes:
-        number: by which the list names it.
+        number: by which the list names it; 23 is our own, a cluster's worker.
         run: does it, `short` in seconds; returns its rows.
     """
 
