@@ -400,7 +400,8 @@ def test_every_reason_names_something_true(recommender: Recommender, world: Any)
             if evidence is not None:
                 seen[evidence.link] += 1
                 assert (evidence.item_type, evidence.idx, evidence.signal) in touched
-                assert recommender.reasons.sentence(evidence) in one.reason
+                nobody = not (world.first_streams["audiobook_idx"] == idx).any()
+                assert recommender.reasons.sentence(evidence, unheard=nobody) in one.reason
                 assert evidence.drop > 0
                 assert (evidence.link == "itself") == (
                     (evidence.item_type, evidence.idx) == ("audiobook", idx)
@@ -459,6 +460,14 @@ def test_the_evidence_is_the_title_whose_absence_costs_most(
     (found,) = reasons.evidence(profile, titles)
     assert found is not None
     assert (found.idx, found.link, found.drop, found.similarity) == (2, "hgnn", 0.4, 0.6)
+    # Nobody's listeners are the same as those of a title that has none.
+    assert reasons.sentence(found).endswith("; it attracts the same listeners.")
+    assert reasons.sentence(found, unheard=True).endswith(
+        f"; this one, which nobody had listened to by {recommender.as_of}, should attract the same listeners."
+    )
+    assert reasons.sentence(found, new=True).endswith(
+        "; this one, new since then, should attract the same listeners."
+    )
     cosines["hgnn"][0, 2] = 0.4  # only its description is alike
     (found,) = reasons.evidence(profile, titles)
     assert found is not None
