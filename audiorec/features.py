@@ -421,8 +421,8 @@ class FeatureBuilder:
 
         Dense columns: text vector, and HGNN embedding where it is used. `popularity`: log streams and log first
         streams, by window and over the whole window; log days since publication and since the first stream, each with
-        a flag whether there was one. These
-        go into the base alone: a tower that sees them learns what is in fashion today (docs/adr/0010).
+        a flag whether there was one. These go into the base alone: a tower that sees them learns what is in fashion
+        today (docs/adr/0010).
         """
         columns = [vectors.audiobook_text]
         if self.config.use_hgnn:

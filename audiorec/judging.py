@@ -67,7 +67,5 @@ def towers_ranker(towers: Towers, builder: FeatureBuilder, vectors: Vectors, hol
     """Scores of the hold-out's users as they were known before the split."""
     days = np.full(len(hold_out.users), hold_out.split, np.int64)
     users = towers.user_vectors(builder.users(hold_out.users, days, vectors, towers.spec))
-    items, _ = introduced(
-        towers, builder, vectors, hold_out.split, builder.items(hold_out.split, vectors, towers.spec)
-    )
-    return vector_ranker(users, items)
+    items = builder.items(hold_out.split, vectors, towers.spec)
+    return vector_ranker(users, introduced(towers, builder, vectors, hold_out.split, items).items)

@@ -32,8 +32,8 @@ _COUNTRY_PLACES = 50
 
 Link = Literal["itself", "co_listened", "path", "hgnn", "text"]
 PARTS = ("popularity", "country", "audiobooks", "podcasts", "music", "towers")
-"""What a score is the sum of: the title's bias (the prior, and what titles that nobody has streamed are lifted by); lift in the user's country; history of audiobooks and of podcasts; taste in
-music; and what the user tower and the audiobook tower add to these, age among it."""
+"""What a score is the sum of: the title's bias (the prior, and what titles that nobody has streamed are lifted by); lift in
+the user's country; history of audiobooks and of podcasts; taste in music; and what the user tower and the audiobook tower add to these, age among it."""
 
 
 @dataclass(frozen=True)

@@ -287,7 +287,7 @@ class Trainer:
             settings,
         )
         training = np.flatnonzero(~targets.validation)
-        sample = _spread(training, 20_000)
+        sample = evenly_spread(training, 20_000)
         spaces = fit_spaces(builder.config, vectors[0])
         raw_users = self._user_features(targets.take(sample), None, spaces)
         last_day = int(targets.day[training[-1]]) if len(training) else int(targets.day[-1])
@@ -334,7 +334,7 @@ class Trainer:
         )
         names = [c.name for c in self.spec.layout.channels()] + [COUNTRY] if affinities else []
         titles = min(len(self.builder.extract.audiobooks), self._base_titles)
-        chosen = _spread(training, max(1, _BASE_NUMBERS // (titles * (len(names) + 1))))
+        chosen = evenly_spread(training, max(1, _BASE_NUMBERS // (titles * (len(names) + 1))))
         generator = np.random.default_rng(self.settings.seed)
         days = [
             self._base_day(day, chosen[rows], affinities, names, generator)
@@ -596,7 +596,7 @@ _BASE_NUMBERS = 100_000_000
 """Scores (targets x titles x channels) that the base is fitted on, at most: 400 MB."""
 
 
-def _spread(rows: np.ndarray, limit: int) -> np.ndarray:
+def evenly_spread(rows: np.ndarray, limit: int) -> np.ndarray:
     """At most `limit` of the rows, evenly spread over them."""
     return rows[np.linspace(0, len(rows) - 1, min(len(rows), limit)).astype(int)]
 

@@ -26,7 +26,6 @@ from audiorec.store import Manifest
 from audiorec.taskio import Inputs, Output
 from expectations.embeddings import check_embeddings
 
-_SAMPLE_QUERIES = 2_000
 _HISTORY_TITLES = 50
 """Latest titles of one user, type and channel (streamed, or with a weak signal) that are kept."""
 
@@ -57,7 +56,7 @@ def run(settings: Settings, inputs: Inputs, out: Output) -> Manifest:
     builder = make_builder(extract, towers, artists, all_cuts.first_day, tomorrow)
     day = day_number(tomorrow)
     items = builder.items(day, vectors, towers.spec)
-    item_vectors, lift = introduced(towers, builder, vectors, day, items)
+    item_vectors, lift, queries = introduced(towers, builder, vectors, day, items)
     if not np.isfinite(item_vectors).all():
         bad = int((~np.isfinite(item_vectors)).any(axis=1).sum())
         raise BadData(
@@ -77,13 +76,6 @@ def run(settings: Settings, inputs: Inputs, out: Output) -> Manifest:
     np.save(
         out.path("music_length.npy"), _music_length(extract, builder, all_cuts.release), allow_pickle=False
     )
-    active = np.flatnonzero(seen)
-    sample = (
-        active[np.linspace(0, len(active) - 1, min(len(active), _SAMPLE_QUERIES)).astype(int)]
-        if len(active)
-        else active
-    )
-    queries = towers.user_vectors(type(users)(users.country_idx[sample], users.dense[sample]))
     np.save(out.path("sample_user_vectors.npy"), queries, allow_pickle=False)
     progress.advance(note="user features")
 
@@ -109,7 +101,7 @@ def run(settings: Settings, inputs: Inputs, out: Output) -> Manifest:
             "available": int(items.available.sum()),
             "unheard": int((items.unheard & items.available).sum()),
             "users": len(user_idx),
-            "active_users": len(active),
+            "active_users": int(seen.sum()),
             "dimensions": item_vectors.shape[1],
         }
     )

@@ -175,8 +175,8 @@ def markdown(found: Figures, table: Table, settings: Evaluation) -> list[str]:
         lines += [
             f"## Panel {panel}: {_TITLES[panel]}",
             "",
-            f"{found.titles[panel]:,} titles; {counts['all']:,} users ({counts['warm']:,} warm, {counts['cold']:,} cold; {counts['none']:,} more without any "
-            "history). "
+            f"{found.titles[panel]:,} titles; {counts['all']:,} users ({counts['warm']:,} warm, {counts['cold']:,} cold; "
+            f"{counts['none']:,} more without any history). "
             + (
                 f"Segments under {settings.min_segment_users} users say little: {', '.join(small)}."
                 if small

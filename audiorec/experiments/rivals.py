@@ -45,7 +45,7 @@ from audiorec.progress import Progress
 from audiorec.settings import Rivals, Settings
 from audiorec.store import Manifest
 from audiorec.taskio import Inputs, Output
-from audiorec.towers import Targets, find_targets, load_vectors
+from audiorec.towers import Targets, evenly_spread, find_targets, load_vectors
 from models.metrics import first_hit_ranks, hit_rate_at_k, top_k
 
 _EASE_ITEMS = 12_000
@@ -242,7 +242,7 @@ class BoostedTrees:
         sets: dict[bool, list[tuple[np.ndarray, np.ndarray]]] = {False: [], True: []}
         for validation in (False, True):
             rows = np.flatnonzero(targets.validation == validation)
-            rows = rows[np.linspace(0, len(rows) - 1, min(len(rows), self.settings.gbdt_targets)).astype(int)]
+            rows = evenly_spread(rows, self.settings.gbdt_targets)
             for day in np.unique(targets.day[rows]):
                 batch = targets.take(rows[targets.day[rows] == day])
                 odds = np.exp(self.builder.popularity(int(day))[:, self._whole].astype(np.float64))

@@ -105,7 +105,7 @@ def test_on_a_trained_model_new_titles_get_their_share_and_no_other_order_moves(
     items.popularity[:10] = items.popularity[:10].min(axis=0)
     items.popularity[:10, -1] = 0
     plain = towers.item_vectors(items)
-    raised, lift = introduced(towers, builder, vectors, day, items)
+    raised, lift, _ = introduced(towers, builder, vectors, day, items)
     assert lift > 0
     moved = raised - plain
     assert np.allclose(moved[items.unheard, towers.bias_column], lift, atol=1e-5)

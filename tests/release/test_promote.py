@@ -526,7 +526,7 @@ def champion_scores(releases: Releases) -> tuple[np.ndarray, Any, Any]:
     users = towers.user_vectors(builder.users(hold_out.users, on, vectors, towers.spec))
     day_items = builder.items(hold_out.split, vectors, towers.spec)
     # Both get the candidate's share of places for titles that nobody has streamed, whatever the champion's is.
-    items, lift = introduced(
+    items, lift, _ = introduced(
         dataclasses.replace(towers, introduction_share=0.1), builder, vectors, hold_out.split, day_items
     )
     assert lift > 0
