@@ -63,19 +63,20 @@ def publish(settings: Settings, as_of: date, out: Path, settings_file: Path | No
     return page
 
 
-def commit() -> str:
-    """The commit that this code is, marked where files differ from it; `unknown` outside a repository."""
+def commit(folder: Path = Path(__file__).parent) -> str:
+    """The commit that this code is, marked `-dirty` where it was changed; `unknown` outside a repository.
+
+    `docs/` does not count: a page that is written there must not make the page beside it look changed.
+    """
+    git = ["git", "-C", str(folder)]
     try:
         found = subprocess.run(
-            ["git", "describe", "--always", "--dirty"],
-            capture_output=True,
-            text=True,
-            check=True,
-            cwd=Path(__file__).parent,
+            [*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True
         )
+        changed = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", ":(top)", ":(top,exclude)docs"])
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
-    return found.stdout.strip()
+    return found.stdout.strip() + ("-dirty" if changed.returncode else "")
 
 
 def processor() -> str:
