@@ -77,6 +77,17 @@ class Titles:
     hgnn: np.ndarray
     text: np.ndarray
 
+    def and_then(self, more: Titles) -> Titles:
+        """These and more titles."""
+        return Titles(*(np.concatenate(both) for both in zip(self._parts(), more._parts(), strict=True)))
+
+    def taken(self, order: np.ndarray) -> Titles:
+        """Some of them, in an order."""
+        return Titles(*(part[order] for part in self._parts()))
+
+    def _parts(self) -> tuple[np.ndarray, ...]:
+        return self.rows, self.vectors, self.hgnn, self.text
+
 
 class Edges:
     """The co-listening graph of one direction; edges of few people are as if they were not there."""

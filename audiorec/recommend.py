@@ -26,6 +26,10 @@ from audiorec.release_files import MODEL, ReleaseFiles
 from audiorec.search import ExactSearch, Found, GraphSearch, Query, Search, inner_products
 from audiorec.settings import Settings, Text
 from audiorec.store import Store
+from audiorec.towers import evenly_spread
+
+_LIKELY = 256
+"""Users whose vectors are computed when a release is loaded, a millisecond each."""
 
 __all__ = ["Answer", "Asked", "NewTitle", "Recommendation", "Recommender", "Touch", "UnknownTitle"]
 
@@ -149,9 +153,9 @@ class Recommender:
         self._idx = {kind: {key: row for row, key in enumerate(ids)} for kind, ids in self._ids.items()}
         self.item_vectors = files.array("refresh", "item_vectors.npy")
         self.available = np.array(files.array("refresh", "available.npy"))
-        self.search: Search = self._load_search(files)
         self.places = Places(files, self.towers)
         self.profiles = Profiles(files, self.towers, self.places, pseudonyms)
+        self.search: Search = self._load_search(files)
         self.reasons = Reasons(
             files, self.towers, self.places, self.profiles, self.item_vectors, self.books, self.podcasts
         )
@@ -172,9 +176,15 @@ class Recommender:
 
     def _load_search(self, files: ReleaseFiles) -> Search:
         if files.manifest("build_index").facts["kind"] == "IndexFlatIP":
-            return ExactSearch(self.item_vectors, self.available)
+            return ExactSearch(self.item_vectors, self.available, queries=self._likely_queries())
         found = nearest.read(files.open("build_index", "audiobooks.faiss"))
         return GraphSearch(found, self.item_vectors, self.available)
+
+    def _likely_queries(self) -> np.ndarray:
+        """Vectors of some users, [n, D]: the search spreads its axes by them."""
+        rows = evenly_spread(np.arange(len(self.profiles.users)), _LIKELY)
+        vectors = [self.vector(self.profiles.of_user(int(row))) for row in rows]
+        return np.array(vectors, np.float32).reshape(len(rows), self.item_vectors.shape[1])
 
     @classmethod
     def champion(cls, settings: Settings) -> Recommender:
@@ -252,7 +262,7 @@ class Recommender:
     def finish(self, prepared: Prepared, found: Found) -> Answer:
         """Name and explain what was found, new titles among it."""
         asked, popular = prepared.asked, _only_popular(prepared.basis)
-        titles, scores = self._titles(found.rows), found.scores
+        scores = found.scores
         fresh: list[NewTitle] = []
         if not popular and asked.new_titles:
             fresh = [
@@ -262,25 +272,23 @@ class Recommender:
                 and one.audiobook_id not in self._idx["audiobook"]
                 and asked.language in (None, one.language)
             ]
-        if fresh:
-            added = self._new_titles.place(fresh)
+        added = self._new_titles.place(fresh) if fresh else None
+        if added:
             scores = np.concatenate([scores, inner_products(added.vectors, prepared.query.vector)])
-            titles = Titles(
-                *(
-                    np.concatenate([getattr(titles, name), getattr(added, name)])
-                    for name in ("rows", "vectors", "hgnn", "text")
-                )
-            )
         order = np.argsort(-scores, kind="stable")[: asked.k]
-        chosen = Titles(titles.rows[order], titles.vectors[order], titles.hgnn[order], titles.text[order])
-        names = [self._named(int(row)) for row in found.rows] + [
+        names = [self._named(row) for row in found.rows.tolist()] + [
             (one.audiobook_id, one.title, one.author) for one in fresh
         ]
         reasons: list[Reason | None] = [None] * len(order)
         texts = [""] * len(order)
         if popular:
-            texts = [self.reasons.popular_reason(int(row), prepared.profile.country) for row in chosen.rows]
+            texts = [
+                self.reasons.popular_reason(row, prepared.profile.country)
+                for row in found.rows[order].tolist()
+            ]
         elif asked.reasons:
+            titles = self._titles(found.rows)
+            chosen = (titles.and_then(added) if added else titles).taken(order)
             reasons = [*self.reasons.explain(prepared.profile, prepared.query.vector, chosen)]
             texts = [one.text if one else "" for one in reasons]
         recommended = [

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from audiorec import index as nearest
-from audiorec.search import _BLOCK, ExactSearch, GraphSearch, Query, _within
+from audiorec.search import _BLOCK, ExactSearch, GraphSearch, Query, _Blocks
 from audiorec.settings import Index
 
 
@@ -31,10 +31,18 @@ def test_exactly_the_best_titles(data: st.DataObject):
     titles, width = data.draw(st.sampled_from([1, 5, 70, 3_000])), data.draw(st.sampled_from([1, 8, 33]))
     vectors = generator.normal(size=(titles, width)).astype(np.float32)
     vectors *= 10.0 ** data.draw(st.integers(-4, 3))
+    if data.draw(st.booleans()):  # few axes hold most, and the rest is left to the bound on the tail
+        vectors *= 0.5 ** np.arange(width, dtype=np.float32)
     if data.draw(st.booleans()):  # crowds of nearly equal titles, which half precision cannot tell apart
         vectors = (vectors[:1] + 1e-5 * vectors).astype(np.float32)
     available = generator.random(titles) < data.draw(st.sampled_from([0.0, 0.5, 1.0]))
-    search = ExactSearch(vectors, available, half=data.draw(st.booleans()))
+    likely = generator.normal(size=(data.draw(st.sampled_from([1, 9])), width)) * 0.5 ** np.arange(width)
+    search = ExactSearch(
+        vectors,
+        available,
+        half=data.draw(st.booleans()),
+        queries=likely if data.draw(st.booleans()) else None,
+    )
     queries = [
         Query(
             generator.normal(size=width).astype(np.float32),
@@ -52,24 +60,58 @@ def test_exactly_the_best_titles(data: st.DataObject):
 
 
 def test_half_precision_alone_would_be_wrong():
-    """Two titles that are one in half precision: 1 + 1/4096 rounds to 1, and the scan alone keeps the first."""
-    vectors = np.array([[1.0], [1.0 + 1 / 4096]], np.float32)
-    assert np.float16(vectors[0, 0]) == np.float16(vectors[1, 0])
-    search = ExactSearch(vectors, np.ones(2, bool))
+    """Two titles that are one in half precision, and the scan alone keeps the first."""
+    vectors = np.array([[1.0], [1.0 + 1 / 8192], [-2.0]], np.float32)
+    search = ExactSearch(vectors, np.ones(3, bool))
     assert search.half
-    assert search.margin >= 1 / 4096
+    bounds = search._scan(search._axes.queries(np.array([[1.0]])))[0]
+    assert bounds[0] == bounds[1]
     assert search.search([Query(np.array([1.0], np.float32), 1)])[0].rows.tolist() == [1]
 
 
-def test_the_margin_covers_what_the_scan_loses():
+def spread_along_few_axes(generator: np.random.Generator, titles: int, width: int) -> np.ndarray:
+    """Vectors of which a few directions hold nearly all, as those of a catalogue with topics."""
+    turned = np.linalg.qr(generator.normal(size=(width, width)))[0]
+    vectors = generator.normal(size=(titles, width)) * 0.7 ** np.arange(width) @ turned
+    return (vectors + 3.0).astype(np.float32)
+
+
+@pytest.mark.parametrize("flat", [True, False])
+def test_scanned_bounds_are_bounds(flat: bool):
+    """None lies more than the margin under its score; with a tail, most lie above; and the margin is no idle one."""
     generator = np.random.default_rng(5)
     vectors = generator.normal(size=(2_000, 65)).astype(np.float32)
-    search = ExactSearch(vectors, np.ones(2_000, bool))
-    queries = generator.normal(size=(20, 65)).astype(np.float32)
-    exact = queries.astype(np.float64) @ vectors.astype(np.float64).T
-    wrong = np.abs(search._scan(queries) - exact).max(axis=1) / np.linalg.norm(queries, axis=1)
-    assert wrong.max() <= search.margin
-    assert wrong.max() > search.margin / 1_000  # and is no idle bound
+    queries = generator.normal(size=(500, 65))
+    if not flat:
+        vectors, queries = spread_along_few_axes(generator, 2_000, 65), queries * 0.8 ** np.arange(65)
+    search = ExactSearch(vectors, np.ones(2_000, bool), queries=queries)
+    assert search.width == 65 if flat else search.width < 33
+    queries = queries[:20]
+    asked = search._axes.queries(queries)
+    exact = queries @ (vectors.astype(np.float64) - vectors.mean(axis=0, dtype=np.float64)).T
+    margin = np.array([search._margin_of(*one) for one in zip(queries, asked, strict=True)])
+    under = exact - search._scan(asked)
+    assert (under.max(axis=1) <= margin).all()
+    assert search._axes.rounding * np.linalg.norm(queries, axis=1).max() < 0.01 * margin.min()
+    if flat:
+        assert (under.max(axis=1) > margin / 1_000).all()
+
+
+def test_few_titles_are_scored_where_few_axes_hold_most():
+    generator = np.random.default_rng(8)
+    vectors = spread_along_few_axes(generator, 20_000, 64)
+    queries = spread_along_few_axes(generator, 100, 64) - 3.0
+    search = ExactSearch(vectors, np.ones(len(vectors), bool), queries=queries[50:])
+    assert search.width <= 24
+    scored = []
+    for query in queries[:50]:
+        wanted = Query(query, 100)
+        rows, _ = brute_force(vectors, np.ones(len(vectors), bool), wanted)
+        assert set(search.search([wanted])[0].rows) == set(rows)
+        asked = search._axes.queries(query[None].astype(np.float64))
+        least = search._axes.scores(vectors[rows], query).min() - search._margin_of(query, asked[0])
+        scored.append((search._scan(asked)[0] >= least).sum())
+    assert np.median(scored) < 2_000
 
 
 def test_an_answer_does_not_depend_on_its_batch():
@@ -86,7 +128,7 @@ def test_an_answer_does_not_depend_on_its_batch():
 
 
 def test_values_beyond_half_precision_are_scanned_in_float32():
-    vectors = np.array([[1e5], [2e5], [3.0]], np.float32)
+    vectors = np.array([[1e11], [2e11], [3.0]], np.float32)
     search = ExactSearch(vectors, np.ones(3, bool))
     assert not search.half
     assert search.search([Query(np.array([1.0], np.float32), 3)])[0].rows.tolist() == [1, 0, 2]
@@ -94,23 +136,38 @@ def test_values_beyond_half_precision_are_scanned_in_float32():
 
 def test_a_vector_that_is_not_finite_is_refused():
     search = ExactSearch(np.ones((3, 2), np.float32), np.ones(3, bool))
+    with pytest.raises(ValueError, match="titles' vectors are not finite"):
+        ExactSearch(np.array([[1.0, np.inf]], np.float32), np.ones(1, bool))
+    with pytest.raises(ValueError, match="likely queries are not finite"):
+        ExactSearch(np.ones((3, 2), np.float32), np.ones(3, bool), queries=np.array([[np.nan, 0.0]]))
     with pytest.raises(ValueError, match="not finite"):
         search.search([Query(np.array([np.nan, 1.0], np.float32), 1)])
 
 
-@given(st.integers(0, 1_000), st.integers(1, 40), st.integers(1, 20 * _BLOCK * 4), st.floats(0, 0.5))
+@given(
+    st.integers(0, 1_000),
+    st.integers(1, 40),
+    st.integers(1, 20 * _BLOCK * 4),
+    st.sampled_from([0.1, 0.5, 1.0]),
+)
 @settings(max_examples=80, deadline=None)
-def test_all_that_may_be_among_the_best_are_looked_at(seed: int, k: int, number: int, slack: float):
-    """At least what the k-th best score less the slack admits; of barred ones (-inf) none."""
+def test_all_that_may_be_among_the_best_are_looked_at(seed: int, wanted: int, number: int, open_share: float):
+    """Exactly those that reach a bound, rising; of barred ones (-inf) none; and the first looks are no title twice."""
     generator = np.random.default_rng(seed)
-    scores = generator.normal(size=number).astype(np.float32)
-    scores[generator.random(number) < 0.2] = -np.inf
-    found = _within(scores, k, slack)
-    finite = np.sort(scores[scores > -np.inf])[::-1]
-    least = finite[k - 1] - slack if len(finite) >= k else -np.inf
-    assert set(np.flatnonzero((scores >= least) & (scores > -np.inf))) <= set(found)
-    assert np.isfinite(scores[found]).all()
-    assert (np.diff(found) > 0).all()
+    bounds = generator.normal(size=number).astype(np.float32)
+    bounds[generator.random(number) > open_share] = -np.inf
+    blocks = _Blocks(bounds)
+    for least in (-np.inf, float(generator.normal()), float(bounds[generator.integers(number)])):
+        expected = np.flatnonzero((bounds >= np.float32(least)) & (bounds > -np.inf))
+        found = blocks.reaching(least)
+        assert set(expected) <= set(found) and np.isfinite(bounds[found]).all()
+        assert (np.diff(found) > 0).all() and len(found) <= len(expected) + 1
+    first = blocks.promising(wanted)
+    assert len(set(first)) == len(first) <= wanted
+    assert np.isfinite(bounds[first]).all()
+    blocks_alone = number // _BLOCK > 2 * wanted
+    looked_at = bounds[: number // _BLOCK * _BLOCK] if blocks_alone else bounds
+    assert looked_at.max() in bounds[first] or not np.isfinite(looked_at).any()
 
 
 def test_a_graph_finds_what_may_be_found():
