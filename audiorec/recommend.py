@@ -26,10 +26,6 @@ from audiorec.release_files import MODEL, ReleaseFiles
 from audiorec.search import ExactSearch, Found, GraphSearch, Query, Search, inner_products
 from audiorec.settings import Settings, Text
 from audiorec.store import Store
-from audiorec.towers import evenly_spread
-
-_LIKELY = 256
-"""Users whose vectors are computed when a release is loaded, a millisecond each."""
 
 __all__ = ["Answer", "Asked", "NewTitle", "Recommendation", "Recommender", "Touch", "UnknownTitle"]
 
@@ -176,15 +172,10 @@ class Recommender:
 
     def _load_search(self, files: ReleaseFiles) -> Search:
         if files.manifest("build_index").facts["kind"] == "IndexFlatIP":
-            return ExactSearch(self.item_vectors, self.available, queries=self._likely_queries())
+            likely = files.array("refresh", "sample_user_vectors.npy")
+            return ExactSearch(self.item_vectors, self.available, queries=likely)
         found = nearest.read(files.open("build_index", "audiobooks.faiss"))
         return GraphSearch(found, self.item_vectors, self.available)
-
-    def _likely_queries(self) -> np.ndarray:
-        """Vectors of some users, [n, D]: the search spreads its axes by them."""
-        rows = evenly_spread(np.arange(len(self.profiles.users)), _LIKELY)
-        vectors = [self.vector(self.profiles.of_user(int(row))) for row in rows]
-        return np.array(vectors, np.float32).reshape(len(rows), self.item_vectors.shape[1])
 
     @classmethod
     def champion(cls, settings: Settings) -> Recommender:

@@ -31,6 +31,7 @@ FILES: Mapping[str, tuple[str, ...]] = {
     "refresh": (
         "item_vectors.npy",
         "available.npy",
+        "sample_user_vectors.npy",
         "audiobook_hgnn.npy",
         "podcast_hgnn.npy",
         "users.parquet",

@@ -21,7 +21,7 @@ from audiorec import index as nearest
 from audiorec.affinities import COUNTRY, Space, unit_rows
 from audiorec.champion import describe
 from audiorec.embeddings import build_model
-from audiorec.features import FeatureConfig, FeatureSpec, user_layout
+from audiorec.features import FeatureConfig, FeatureSpec, UserFeatures, user_layout
 from audiorec.release_files import MODEL
 from audiorec.settings import Index, Text
 from audiorec.store import Manifest, Store
@@ -35,6 +35,8 @@ TEXT, HGNN, MUSIC = 32, 32, 12
 TOPICS = 200
 HISTORY = 20
 """Titles of each type that a user streamed."""
+SAMPLE = 2_000
+"""Users whose vectors `refresh` keeps, at most."""
 
 
 def make(store: Store, titles: int, users: int, seed: int, exact_limit: int = 500_000) -> dict[str, Any]:
@@ -219,7 +221,10 @@ class _Maker:
                 "warm": True,
             }
         ).to_parquet(folder / "users.parquet", index=False)
-        np.save(folder / "user_features.npy", self._user_features(history))
+        features = self._user_features(history)
+        np.save(folder / "user_features.npy", features)
+        sample = self.towers.user_vectors(UserFeatures(country[:SAMPLE] + 1, features[:SAMPLE]))
+        np.save(folder / "sample_user_vectors.npy", sample)
         np.save(folder / "music_length.npy", np.full(self.users, 5.0, np.float32))
         pd.DataFrame({"artist_id": ["ar1", "ar2"], "known": True}).to_parquet(
             folder / "artists.parquet", index=False

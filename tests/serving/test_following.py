@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
+import weakref
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -90,6 +92,40 @@ def test_swaps_under_load_lose_no_request_and_mix_no_versions(setup: Setup):
         assert min(answers["1"], answers["2"]) > 3
         assert expected["1"][0].data_date < expected["2"][0].data_date
         assert expected["1"] != expected["2"]
+
+
+def test_a_replaced_version_goes_without_the_garbage_collector(setup: Setup):
+    """It is hidden from the collector (a look at it stops all requests), so it must be in no cycle."""
+    setup.point("1", 0)
+    follower = Follower(setup.settings)
+    gc.disable()
+    try:
+        follower.look()
+        replaced = weakref.ref(follower.current.recommender)  # type: ignore[union-attr]
+        arrays = weakref.ref(follower.current.recommender.item_vectors)  # type: ignore[union-attr]
+        assert not gc.isenabled(), "what was switched off stays off"
+        setup.point("2", 1)
+        follower.look()
+        assert follower.current is not None
+        assert follower.current.version == "2"
+        assert replaced() is None
+        assert arrays() is None
+    finally:
+        gc.enable()
+        gc.unfreeze()
+
+
+def test_requests_are_never_stopped_to_collect_a_release(setup: Setup):
+    setup.point("1", 0)
+    follower = Follower(setup.settings)
+    try:
+        follower.look()
+        assert gc.isenabled()
+        looked_at = gc.get_objects()
+        ids = follower.current.recommender._ids["audiobook"]  # type: ignore[union-attr]
+        assert not any(one is ids for one in looked_at)
+    finally:
+        gc.unfreeze()
 
 
 def test_a_damaged_version_is_refused_and_the_old_one_goes_on(setup: Setup):
