@@ -149,9 +149,9 @@ class Recommender:
         self._idx = {kind: {key: row for row, key in enumerate(ids)} for kind, ids in self._ids.items()}
         self.item_vectors = files.array("refresh", "item_vectors.npy")
         self.available = np.array(files.array("refresh", "available.npy"))
+        self.search: Search = self._load_search(files)
         self.places = Places(files, self.towers)
         self.profiles = Profiles(files, self.towers, self.places, pseudonyms)
-        self.search: Search = self._load_search(files)
         self.reasons = Reasons(
             files, self.towers, self.places, self.profiles, self.item_vectors, self.books, self.podcasts
         )
