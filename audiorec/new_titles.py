@@ -1,6 +1,6 @@
 """Audiobooks published after a release was built: placed by their text alone, as the release would have placed them.
 
-Their HGNN embedding is that of a title without neighbours, by induction; their popularity, their listeners' taste and
+Their HGNN embedding is that of a title without an edge, by the titles that read alike; their popularity, their listeners' taste and
 their lift in each country are those of a title that nobody has streamed (`FeatureBuilder.items`).
 """
 
@@ -20,7 +20,7 @@ import pandas as pd
 from audiorec import text
 from audiorec.affinities import COUNTRY, unit_rows
 from audiorec.catalogue import day_number
-from audiorec.embeddings import embed_cut, load_model
+from audiorec.embeddings import TextNeighbors, embed_cut, has_edges, load_cut_graph, load_model
 from audiorec.features import ItemFeatures, lookup
 from audiorec.introduction import lifted
 from audiorec.profiles import Places
@@ -95,6 +95,13 @@ class NewTitles:
     def __init__(self, files: ReleaseFiles, towers: Towers, places: Places, encoder: TextEncoder) -> None:
         self._towers, self._places, self._encoder = towers, places, encoder
         self._hgnn = load_model(files.store, files.manifest("train_hgnn"))
+        graph = load_cut_graph(files.store, files.manifest("build_graph"), "release")
+        self._neighbors = TextNeighbors(
+            files.array("embed_text", "audiobook_text.npy"),
+            has_edges(graph, "audiobook"),
+            files.array("refresh", "audiobook_hgnn.npy"),
+            self._hgnn.text_neighbors,
+        )
         described = files.json("refresh", "release.json")
         self._day = int(described["day"])
         self._introduction_lift = float(described.get("introduction_lift", 0.0))
@@ -109,18 +116,8 @@ class NewTitles:
 
     def place(self, new: Sequence[NewTitle]) -> Titles:
         """Vectors of new titles, as rows that the catalogue lacks (-1)."""
-        from models.edges import EDGE_TYPES, Csr
-
         words = self.read(new)
-        alone = {
-            edge_type: Csr(
-                np.zeros((len(new) if edge_type[0] == "audiobook" else 1) + 1, np.int64),
-                np.zeros(0, np.int32),
-            )
-            for edge_type in EDGE_TYPES
-        }
-        nobody = np.zeros((1, words.shape[1]), np.float32)
-        hgnn = embed_cut(self._hgnn, {"audiobook": words, "podcast": nobody}, alone)["audiobook"]
+        hgnn = self._embed(words)
         features = self._features(new, words, hgnn)
         vectors = lifted(
             self._towers, self._towers.item_vectors(features), features.unheard, self._introduction_lift
@@ -132,6 +129,22 @@ class NewTitles:
             hgnn,
             unit_rows(places[:, self._places.columns("text")]),
         )
+
+    def _embed(self, words: np.ndarray) -> np.ndarray:
+        """HGNN embeddings [n, D], as `embed_cut` gives them to titles without an edge."""
+        from models.edges import EDGE_TYPES, Csr
+
+        placed = self._neighbors.place(words)
+        if placed.any(axis=1).all():
+            return placed
+        titles = {"audiobook": len(words), "podcast": 1}
+        alone = {
+            edge_type: Csr(np.zeros(titles[edge_type[0]] + 1, np.int64), np.zeros(0, np.int32))
+            for edge_type in EDGE_TYPES
+        }
+        nobody = np.zeros((1, words.shape[1]), np.float32)
+        induced = embed_cut(self._hgnn, {"audiobook": words, "podcast": nobody}, alone)["audiobook"]
+        return np.where(placed.any(axis=1, keepdims=True), placed, induced)
 
     def _features(self, new: Sequence[NewTitle], words: np.ndarray, hgnn: np.ndarray) -> ItemFeatures:
         """What `FeatureBuilder.items` makes of titles without a listener."""

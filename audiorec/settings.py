@@ -346,6 +346,12 @@ class HGNN(Group):
     fanouts: tuple[int, ...] = setting((10, 5), "sampled neighbours a relation and hop", origin="measured")
     aggregator: Literal["max", "mean", "sum"] = setting("max", "equation 2", origin="paper")
     final_activation: bool = setting(False, "non-linearity after the last update (the paper does not say)")
+    text_neighbors: int = setting(
+        10,
+        "titles that read alike by whose embeddings one without an edge is placed; 0: by induction alone (paper)",
+        origin="measured",
+        ge=0,
+    )
     balanced: bool = setting(True, "balanced multi-link sampler", origin="paper")
     margin: float = setting(0.4, "Delta of equation 4 (not stated in the paper)", unit="cosine", gt=0)
     negatives: int = setting(8, "negatives a supervised edge", gt=0)

@@ -123,7 +123,7 @@ TASK_DOCS = {
 """,
     "build_graph": """
 - **What it does.** The co-listening graph of audiobooks and podcasts at each cut, users counted on each edge.
-- **What is normal.** Titles without an edge stay in it; they get their embedding by induction.
+- **What is normal.** Titles without an edge stay in it; they get their embedding from titles that read alike.
 """,
     "train_hgnn": """
 - **What it does.** Trains the heterogeneous GNN; embeddings of every title at every cut.

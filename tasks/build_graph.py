@@ -1,7 +1,7 @@
 """Build the co-listening graph (audiobook-audiobook, audiobook-podcast, podcast-podcast) at every cut.
 
 A graph holds only events of its cut's window: one that held a target's own day would carry the answer in its
-edges. Titles that nobody streamed stay in as isolated nodes; they get embeddings by induction from text.
+edges. Titles that nobody streamed stay in as isolated nodes; they get embeddings from titles that read alike.
 """
 
 from __future__ import annotations

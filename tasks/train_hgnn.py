@@ -14,7 +14,14 @@ import numpy as np
 
 from audiorec.checkpoint import Checkpoint
 from audiorec.cuts import cuts
-from audiorec.embeddings import build_model, cut_graph_data, embed_cut, load_cut_graph, load_text
+from audiorec.embeddings import (
+    TrainedHGNN,
+    build_model,
+    cut_graph_data,
+    embed_cut,
+    load_cut_graph,
+    load_text,
+)
 from audiorec.errors import BadData
 from audiorec.progress import Progress
 from audiorec.settings import Settings
@@ -41,17 +48,19 @@ def run(settings: Settings, inputs: Inputs, out: Output) -> Manifest:
             name: getattr(settings.hgnn, name)
             for name in ("hidden_dim", "out_dim", "num_layers", "aggregator", "final_activation", "seed")
         },
+        "text_neighbors": settings.hgnn.text_neighbors,
     }
     trainer = _trainer(settings, inputs, text, all_cuts.train.name, config)
     history = _train(settings, out, trainer)
     model = trainer.model.cpu().eval()
+    trained = TrainedHGNN(model, settings.hgnn.text_neighbors)
     counts: dict[str, Any] = {
         "epochs": len(history),
         "supervised_links": sum(line["links"] for line in history),
     }
     for cut in (*(block.cut for block in all_cuts.blocks), all_cuts.judge):
         graph = load_cut_graph(inputs.store, inputs["build_graph"], cut.name)
-        for kind, vectors in embed_cut(model, text, graph).items():
+        for kind, vectors in embed_cut(trained, text, graph).items():
             for warning in check_embeddings(f"{cut.name}.{kind}", vectors, unit_norm=True):
                 out.note(f"warning: {warning}")
             np.save(out.path(f"{cut.name}.{kind}.npy"), vectors, allow_pickle=False)

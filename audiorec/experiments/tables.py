@@ -62,6 +62,7 @@ BEYOND: Mapping[str, Mapping[str, Mapping[str, object]]] = {
     "every edge of at least one user": {"graph": {"rule": "min_users", "min_users": 1}},
     "margin 0.1": {"hgnn": {"margin": 0.1}},
     "1 negative": {"hgnn": {"negatives": 1}},
+    "titles without an edge by induction alone": {"hgnn": {"text_neighbors": 0}},
     "activation after the last layer": {"hgnn": {"final_activation": True}},
 }
 

@@ -17,7 +17,7 @@ from small_source import empty_tables, settings_for, write_flat
 from audiorec.catalogue import Extract, day_number, load_extract
 from audiorec.colistening import cut_relations
 from audiorec.cuts import cuts
-from audiorec.embeddings import embed_cut
+from audiorec.embeddings import TrainedHGNN, embed_cut
 from audiorec.errors import BadData
 from audiorec.experiments.protocol import judge, make_hold_out, popularity_ranker
 from audiorec.features import FeatureBuilder, FeatureSpec, Vectors
@@ -751,7 +751,7 @@ def test_a_planted_taste_is_learnt_and_beats_popularity(planted: Extract, affini
     model.eval()
 
     def vectors_of(graph: dict) -> Vectors:
-        hgnn = embed_cut(model, text, graph)
+        hgnn = embed_cut(TrainedHGNN(model, 0), text, graph)
         return Vectors(text["audiobook"], text["podcast"], hgnn["audiobook"], hgnn["podcast"])
 
     no_artists = np.zeros((0, 4), np.float32), np.zeros(0, bool)

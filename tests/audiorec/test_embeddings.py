@@ -1,0 +1,143 @@
+"""Embeddings of a cut: titles with edges by the HGNN, those without by what reads alike."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from audiorec.embeddings import TextNeighbors, TrainedHGNN, embed_cut, has_edges
+from models.edges import EDGE_TYPES, Csr, graph_from_links
+from models.hgnn import HeteroGraphSAGE
+from models.training import HGNNTrainer, TrainingConfig
+
+BOOK_SHOW = ("audiobook", EDGE_TYPES[0][1], "podcast")
+
+
+def unit(matrix: np.ndarray) -> np.ndarray:
+    return matrix / np.linalg.norm(matrix, axis=-1, keepdims=True)
+
+
+def test_a_title_is_placed_between_those_that_read_most_alike():
+    """By hand: texts on a cross around (1, 1), asked 30 degrees from the right arm."""
+    text = np.array([[2, 1], [1, 2], [0, 1], [1, 0]], np.float32)
+    embeddings = np.array([[1, 0, 0], [0, 1, 0], [0, 0, 1], [0, 0, 1]], np.float32)
+    found = TextNeighbors(text, np.ones(4, bool), embeddings, nearest=2)
+    angle = np.pi / 6
+    words = np.array([[1 + 5 * np.cos(angle), 1 + 5 * np.sin(angle)]], np.float32)
+    near, far = np.exp(10 * np.cos(angle)), np.exp(10 * np.sin(angle))
+    expected = unit(np.array([near, far, 0]))
+    np.testing.assert_allclose(found.place(words)[0], expected, atol=1e-5)
+
+
+def test_only_linked_titles_with_a_text_count_for_the_mean_text_as_well():
+    text = np.array([[2, 1], [0, 1], [9, 9], [0, 0]], np.float32)
+    embeddings = np.eye(4, dtype=np.float32)
+    linked = np.array([True, True, False, True])
+    all_of_them = TextNeighbors(text, linked, embeddings, nearest=10)
+    two = TextNeighbors(text[:2], linked[:2], embeddings[:2], nearest=10)
+    words = np.array([[3, 1.5]], np.float32)
+    found = all_of_them.place(words)
+    assert (found[:, 2:] == 0).all()
+    np.testing.assert_array_equal(found[:, :2], two.place(words)[:, :2])
+
+
+@pytest.mark.parametrize(
+    ("text", "linked", "nearest"),
+    [
+        (np.zeros((3, 2), np.float32), np.ones(3, bool), 5),
+        (np.ones((3, 2), np.float32), np.zeros(3, bool), 5),
+        (np.ones((3, 2), np.float32), np.ones(3, bool), 0),
+    ],
+    ids=["nobody has a text", "nobody has an edge", "switched off"],
+)
+def test_where_there_is_no_telling_the_answer_is_zeros(text: np.ndarray, linked: np.ndarray, nearest: int):
+    found = TextNeighbors(text, linked, np.eye(3, dtype=np.float32), nearest)
+    assert not found.place(np.array([[1, 2], [0, 0]], np.float32)).any()
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 12))
+def test_placed_titles_have_unit_length_and_do_not_depend_on_each_other(seed: int, nearest: int):
+    random = np.random.default_rng(seed)
+    text = random.normal(size=(30, 5)).astype(np.float32)
+    embeddings = unit(np.abs(random.normal(size=(30, 4)))).astype(np.float32)
+    found = TextNeighbors(text, random.random(30) < 0.6, embeddings, nearest)
+    words = random.normal(size=(7, 5)).astype(np.float32)
+    words[3] = 0
+    together = found.place(words)
+    lengths = np.linalg.norm(together, axis=1)
+    told = np.flatnonzero(lengths)
+    assert set(told) <= {0, 1, 2, 4, 5, 6}
+    np.testing.assert_allclose(lengths[told], 1, atol=1e-5)
+    np.testing.assert_allclose(np.concatenate([found.place(one[None]) for one in words]), together, atol=1e-5)
+
+
+def communities(seed: int, groups: int = 6, size: int = 20) -> tuple[dict, dict, dict[str, np.ndarray]]:
+    """Text by group with noise, edges inside the group only, a quarter of the audiobooks without any."""
+    random = np.random.default_rng(seed)
+    group = {kind: np.repeat(np.arange(groups), size) for kind in ("audiobook", "podcast")}
+    centres = random.normal(size=(groups, 24))
+    text = {
+        kind: unit(centres[own] + 0.6 * random.normal(size=(len(own), 24))).astype(np.float32)
+        for kind, own in group.items()
+    }
+    alone = random.random(groups * size) < 0.25
+    links = {}
+    for left, right in (("audiobook", "audiobook"), ("audiobook", "podcast"), ("podcast", "podcast")):
+        one, other = random.integers(groups * size, size=(2, 8_000))
+        keep = group[left][one] == group[right][other]
+        keep &= (one < other) if left == right else True
+        for kind, ends in ((left, one), (right, other)):
+            if kind == "audiobook":
+                keep &= ~alone[ends]
+        pairs = torch.from_numpy(np.unique(np.stack([one[keep], other[keep]]), axis=1))
+        links[(left, EDGE_TYPES[0][1], right)] = pairs
+    graph = graph_from_links(links, {kind: groups * size for kind in group})
+    return text, graph, {**group, "alone": alone}
+
+
+def test_a_title_without_an_edge_lands_in_its_own_community_where_induction_does_not():
+    text, graph, known = communities(seed=4)
+    trainer = HGNNTrainer(
+        HeteroGraphSAGE(24, 16, 16, seed=1),
+        text,
+        graph,
+        TrainingConfig(batch_size=256, max_epochs=15, fanouts=(5, 5), seed=1),
+    )
+    trainer.fit()
+
+    def in_its_group(text_neighbors: int) -> float:
+        """Share of the five nearest titles with edges that are of a lone title's own group."""
+        found = embed_cut(TrainedHGNN(trainer.model, text_neighbors), text, graph)["audiobook"]
+        lone, rest = np.flatnonzero(known["alone"]), np.flatnonzero(~known["alone"])
+        nearest = np.argsort(-(found[lone] @ found[rest].T), axis=1)[:, :5]
+        return float((known["audiobook"][rest][nearest] == known["audiobook"][lone][:, None]).mean())
+
+    assert in_its_group(10) > 0.9
+    assert in_its_group(10) > in_its_group(0) + 0.1
+
+
+def test_titles_with_edges_are_the_models_and_so_are_lone_ones_without_a_text():
+    text, graph, known = communities(seed=5, groups=3, size=8)
+    assert (has_edges(graph, "audiobook") <= ~known["alone"]).all()
+    wordless = int(np.flatnonzero(known["alone"])[0])
+    text["audiobook"][wordless] = 0
+    model = HeteroGraphSAGE(24, 8, 8, seed=2).eval()
+    by_model = embed_cut(TrainedHGNN(model, 0), text, graph)
+    placed = embed_cut(TrainedHGNN(model, 10), text, graph)
+    linked = has_edges(graph, "audiobook")
+    np.testing.assert_array_equal(placed["audiobook"][linked], by_model["audiobook"][linked])
+    np.testing.assert_array_equal(placed["audiobook"][wordless], by_model["audiobook"][wordless])
+    others = ~linked
+    others[wordless] = False
+    assert others.any()
+    assert (placed["audiobook"][others] != by_model["audiobook"][others]).any(axis=1).all()
+
+
+def test_an_edge_to_a_podcast_alone_is_an_edge():
+    empty = Csr(np.zeros(3, np.int64), np.zeros(0, np.int32))
+    one = Csr(np.array([0, 0, 1]), np.array([0], np.int32))
+    graph = {edge_type: empty for edge_type in EDGE_TYPES} | {BOOK_SHOW: one}
+    assert has_edges(graph, "audiobook").tolist() == [False, True]
