@@ -94,7 +94,7 @@ def communities(seed: int, groups: int = 6, size: int = 20) -> tuple[dict, dict,
                 keep &= ~alone[ends]
         pairs = torch.from_numpy(np.unique(np.stack([one[keep], other[keep]]), axis=1))
         links[(left, EDGE_TYPES[0][1], right)] = pairs
-    graph = graph_from_links(links, {kind: groups * size for kind in group})
+    graph = graph_from_links(links, dict.fromkeys(group, groups * size))
     return text, graph, {**group, "alone": alone}
 
 
@@ -139,5 +139,5 @@ def test_titles_with_edges_are_the_models_and_so_are_lone_ones_without_a_text():
 def test_an_edge_to_a_podcast_alone_is_an_edge():
     empty = Csr(np.zeros(3, np.int64), np.zeros(0, np.int32))
     one = Csr(np.array([0, 0, 1]), np.array([0], np.int32))
-    graph = {edge_type: empty for edge_type in EDGE_TYPES} | {BOOK_SHOW: one}
+    graph = dict.fromkeys(EDGE_TYPES, empty) | {BOOK_SHOW: one}
     assert has_edges(graph, "audiobook").tolist() == [False, True]
