@@ -19,15 +19,18 @@ if TYPE_CHECKING:
     from models.hgnn import HeteroGraphSAGE
 
 
-_SHARPNESS = 10.0
-"""Factor of the cosine in the softmax over titles that read alike. On planted isolation any from 5 to 20 did (ADR 13)."""
-_NUMBERS = 50_000_000
-"""Cosines held at a time, at most: 200 MB."""
+_INVERSE_TEMPERATURE = 10.0
+"""Of the softmax over the cosines of the nearest texts (docs/adr/0013)."""
+_COSINES = 10_000_000
+"""Held at a time, at most; with what is needed to choose among them about 200 MB."""
+_CHUNK = 65_536
+_SAME = 1e-5
+"""Distance from the mean text under which a text is the mean one, as rounding leaves it."""
 
 
 @dataclass(frozen=True)
 class TrainedHGNN:
-    """A trained HGNN, and by how many titles that read alike it places one without an edge (0: by induction alone)."""
+    """A trained HGNN, and by how many nearest neighbours in text an isolated title is embedded (0: by induction alone)."""
 
     model: HeteroGraphSAGE
     text_neighbors: int
@@ -76,13 +79,13 @@ def cut_graph_data(text: Mapping[str, np.ndarray], graph: Mapping[EdgeType, Csr]
 def embed_cut(
     hgnn: TrainedHGNN, text: Mapping[str, np.ndarray], graph: Mapping[EdgeType, Csr]
 ) -> dict[str, np.ndarray]:
-    """Embeddings [titles, D] of every title of both types, unit length; those without an edge by what reads alike.
+    """Embeddings [titles, D] of every title of both types, unit length; isolated ones by their nearest texts.
 
     Full neighbourhoods, no sampling (paper: silent), so the same weights and graph give the same bytes.
 
-    Departure from the paper, which leaves titles without an edge to induction: what equations 2 and 3 make of a title
-    without a message lies apart from all others, because no such title is in the training. It is used only where no
-    title with an edge has a text (docs/adr/0013).
+    Departure from the paper, which leaves isolated titles to induction: what equations 2 and 3 make of a title without
+    a message lies apart from all others, because the training holds no such title. Induction stays where there is no
+    telling by text (`TextNeighbors`; docs/adr/0013).
     """
     embedded = {
         kind: vectors.numpy() for kind, vectors in hgnn.model.embed_all(cut_graph_data(text, graph)).items()
@@ -96,56 +99,61 @@ def embed_cut(
 
 
 def has_edges(graph: Mapping[EdgeType, Csr], kind: str) -> np.ndarray:
-    """bool [titles]: which titles of a type share a user with any other, of either type."""
+    """bool [titles]: which titles of a type have an edge in this graph, to a title of either type."""
     degrees = [np.diff(csr.indptr) for edge_type, csr in graph.items() if edge_type[0] == kind]
     return np.asarray(np.sum(degrees, axis=0) > 0)
 
 
 class TextNeighbors:
-    """Where a title belongs that has a text and no co-listener: among the titles with edges that read most alike.
+    """Embeds isolated titles (with a text, without an edge) as their nearest neighbours by text among the linked ones.
 
-    Its embedding is the mean of theirs, weighted by a softmax of the cosines of their texts (less the mean text).
+    An embedding is the mean of theirs, weighted by a softmax of ten times the cosines of the texts, less their mean
+    text. There is no telling where no more than `nearest` linked titles have a text (all isolated titles would become
+    one), or where a text is empty or the mean one.
 
     Args:
         text: text vectors [N, T] of the catalogue; a row of zeros is no text.
-        linked: bool [N], the titles to be near to.
+        linked: bool [N], the titles that may be neighbours.
         embeddings: HGNN embeddings [N, D].
-        nearest: how many of them count; 0: nothing is placed.
+        nearest: how many neighbours; 0: nothing is placed.
     """
 
     def __init__(self, text: np.ndarray, linked: np.ndarray, embeddings: np.ndarray, nearest: int) -> None:
         self._text, self._embeddings = text, embeddings
         self._rows = np.flatnonzero(linked & np.any(text, axis=1))
-        self._nearest = min(nearest, len(self._rows))
-        if self._nearest:
-            own = np.asarray(text[self._rows], np.float32)
-            self._centre = own.mean(axis=0, dtype=np.float64).astype(np.float32)
-            lengths = np.linalg.norm(own - self._centre, axis=1)
-            # A text that is the mean one is as near to all others: cosine 0.
-            self._scale = np.where(lengths > 0, 1 / np.maximum(lengths, 1e-12), 0.0).astype(np.float32)
+        self._nearest = nearest if len(self._rows) > nearest else 0
+        if not self._nearest:
+            return
+        # In chunks: a service that follows the champion holds two releases at the time, and no copy of their texts.
+        chunks = [self._rows[start : start + _CHUNK] for start in range(0, len(self._rows), _CHUNK)]
+        summed = np.sum([text[rows].sum(axis=0, dtype=np.float64) for rows in chunks], axis=0)
+        self._centre = (summed / len(self._rows)).astype(np.float32)
+        lengths = np.concatenate([np.linalg.norm(text[rows] - self._centre, axis=1) for rows in chunks])
+        self._scale = np.where(lengths > _SAME, 1 / np.maximum(lengths, _SAME), 0.0).astype(np.float32)
 
-    def place(self, words: np.ndarray) -> np.ndarray:
+    def place(self, texts: np.ndarray) -> np.ndarray:
         """Embeddings [n, D], unit length, of titles with text vectors [n, T]; zeros where there is no telling."""
-        found = np.zeros((len(words), self._embeddings.shape[1]), np.float32)
+        found = np.zeros((len(texts), self._embeddings.shape[1]), np.float32)
         if not self._nearest:
             return found
-        told = np.flatnonzero(np.any(words, axis=1))
-        asked = unit_rows(np.asarray(words[told], np.float32) - self._centre)
-        size = max(1, _NUMBERS // len(self._text))
+        queries = unit_rows(np.asarray(texts, np.float32) - self._centre)
+        told = np.flatnonzero(np.any(texts, axis=1) & np.any(queries, axis=1))
+        size = max(1, _COSINES // len(self._text))
         for start in range(0, len(told), size):
-            some = slice(start, start + size)
-            cosines = self._cosines(asked[some])
-            nearest = np.argpartition(-cosines, self._nearest - 1, axis=1)[:, : self._nearest]
+            some = told[start : start + size]
+            cosines = self._cosines(queries[some])
+            nearest = np.argpartition(cosines, -self._nearest, axis=1)[:, -self._nearest :]
             near = np.take_along_axis(cosines, nearest, axis=1)
-            weights = np.exp(_SHARPNESS * (near - near.max(axis=1, keepdims=True)))
-            summed = np.einsum("nk,nkd->nd", weights, self._embeddings[self._rows[nearest]])
-            found[told[some]] = unit_rows(summed)
+            weights = np.exp(_INVERSE_TEMPERATURE * (near - near.max(axis=1, keepdims=True)))
+            found[some] = unit_rows(np.einsum("nk,nkd->nd", weights, self._embeddings[self._rows[nearest]]))
         return found
 
-    def _cosines(self, asked: np.ndarray) -> np.ndarray:
-        """[n, rows]; from all texts as they lie in the file, so that a service holds no second copy of them."""
-        against = (asked @ np.asarray(self._text, np.float32).T)[:, self._rows]
-        return (against - (asked @ self._centre)[:, None]) * self._scale
+    def _cosines(self, queries: np.ndarray) -> np.ndarray:
+        """[n, rows]; from all texts as they lie in the file, of which no second copy is made."""
+        cosines = (queries @ np.asarray(self._text, np.float32).T)[:, self._rows]
+        cosines -= (queries @ self._centre)[:, None]
+        cosines *= self._scale
+        return np.asarray(cosines)
 
 
 def load_text(store: Store, text: Manifest) -> dict[str, np.ndarray]:

@@ -1,6 +1,6 @@
 """Introduction: a place in the lists for titles that nobody has streamed yet.
 
-Induction places such a title by its text and by the HGNN, among the others of its kind rightly. But a score that starts
+Text and HGNN place such a title rightly among the others of its kind. But a score that starts
 from popularity holds its lack of streams against it, and lists over the whole catalogue then hold next to none
 (docs/adr/0012): what nobody has streamed nobody ever will. So these titles are lifted, all alike, by as much as gives them
 a stated share of the first ten places of the people who were seen before. Nothing else moves: the order of streamed titles

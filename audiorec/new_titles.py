@@ -1,6 +1,6 @@
 """Audiobooks published after a release was built: placed by their text alone, as the release would have placed them.
 
-Their HGNN embedding is that of a title without an edge, by the titles that read alike; their popularity, their listeners' taste and
+Their HGNN embedding is that of an isolated title (`audiorec.embeddings`); their popularity, their listeners' taste and
 their lift in each country are those of a title that nobody has streamed (`FeatureBuilder.items`).
 """
 
@@ -30,7 +30,7 @@ from audiorec.settings import Text
 from audiorec.towers import Towers
 
 _REMEMBERED = 1_000
-"""Text vectors kept, so that a new title shown all day is encoded once."""
+"""Text vectors and embeddings kept, so that a new title shown all day is encoded and placed once."""
 
 
 @dataclass(frozen=True)
@@ -102,13 +102,19 @@ class NewTitles:
             files.array("refresh", "audiobook_hgnn.npy"),
             self._hgnn.text_neighbors,
         )
+        self._embedded: OrderedDict[bytes, np.ndarray] = OrderedDict()
+        self._lock = threading.Lock()
         described = files.json("refresh", "release.json")
         self._day = int(described["day"])
         self._introduction_lift = float(described.get("introduction_lift", 0.0))
         self._unheard_country_lift = np.array(described["unheard_country_lift"], np.float32)
 
-    def read(self, new: Sequence[NewTitle]) -> np.ndarray:
-        """Text vectors [n, T]; remembered, so that `place` has them at once."""
+    def read(self, new: Sequence[NewTitle]) -> None:
+        """Encode and embed titles, which is slow; remembered, so that `place` has them at once."""
+        self._embed(self._encode(new))
+
+    def _encode(self, new: Sequence[NewTitle]) -> np.ndarray:
+        """Text vectors [n, T]."""
         table = pd.DataFrame(
             {"title": [one.title for one in new], "description": [one.description for one in new]}
         )
@@ -116,7 +122,7 @@ class NewTitles:
 
     def place(self, new: Sequence[NewTitle]) -> Titles:
         """Vectors of new titles, as rows that the catalogue lacks (-1)."""
-        words = self.read(new)
+        words = self._encode(new)
         hgnn = self._embed(words)
         features = self._features(new, words, hgnn)
         vectors = lifted(
@@ -131,10 +137,24 @@ class NewTitles:
         )
 
     def _embed(self, words: np.ndarray) -> np.ndarray:
-        """HGNN embeddings [n, D], as `embed_cut` gives them to titles without an edge."""
+        """HGNN embeddings [n, D] of text vectors, as `embed_cut` gives them to isolated titles."""
+        keys = [row.tobytes() for row in words]
+        with self._lock:
+            known = {key: self._embedded[key] for key in keys if key in self._embedded}
+        missing = [row for row, key in enumerate(keys) if key not in known]
+        if missing:
+            known |= {keys[row]: made for row, made in zip(missing, self._made(words[missing]), strict=True)}
+            with self._lock:
+                self._embedded |= known
+                while len(self._embedded) > _REMEMBERED:
+                    self._embedded.popitem(last=False)
+        return np.stack([known[key] for key in keys])
+
+    def _made(self, words: np.ndarray) -> np.ndarray:
         from models.edges import EDGE_TYPES, Csr
 
-        placed = self._neighbors.place(words)
+        # One at a time: in a batch a title's last bits would depend on the others.
+        placed = np.concatenate([self._neighbors.place(one[None]) for one in words])
         if placed.any(axis=1).all():
             return placed
         titles = {"audiobook": len(words), "podcast": 1}

@@ -6,7 +6,7 @@ panel's:
 
 * `known`: titles streamed by anybody before the split;
 * `full`: all titles published by the split, or undated;
-* `new`: those of `full` that nobody streamed before the split, which only induction can tell apart.
+* `new`: those of `full` that nobody streamed before the split, which only their text can tell apart.
 
 Within a panel, *slices* restrict what is relevant further and leave the candidates as they are: the five tiers of
 popularity, `tail` (tiers 3 to 5), and `unstreamed` (titles of the panel `new`, ranked among all).

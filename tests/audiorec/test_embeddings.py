@@ -1,4 +1,4 @@
-"""Embeddings of a cut: titles with edges by the HGNN, those without by what reads alike."""
+"""Embeddings of a cut: linked titles by the HGNN, isolated ones by their nearest neighbours in text."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def unit(matrix: np.ndarray) -> np.ndarray:
     return matrix / np.linalg.norm(matrix, axis=-1, keepdims=True)
 
 
-def test_a_title_is_placed_between_those_that_read_most_alike():
+def test_an_isolated_title_is_placed_between_its_nearest_neighbours_by_text():
     """By hand: texts on a cross around (1, 1), asked 30 degrees from the right arm."""
     text = np.array([[2, 1], [1, 2], [0, 1], [1, 0]], np.float32)
     embeddings = np.array([[1, 0, 0], [0, 1, 0], [0, 0, 1], [0, 0, 1]], np.float32)
@@ -33,25 +33,34 @@ def test_a_title_is_placed_between_those_that_read_most_alike():
 
 
 def test_only_linked_titles_with_a_text_count_for_the_mean_text_as_well():
-    text = np.array([[2, 1], [0, 1], [9, 9], [0, 0]], np.float32)
-    embeddings = np.eye(4, dtype=np.float32)
-    linked = np.array([True, True, False, True])
-    all_of_them = TextNeighbors(text, linked, embeddings, nearest=10)
-    two = TextNeighbors(text[:2], linked[:2], embeddings[:2], nearest=10)
-    words = np.array([[3, 1.5]], np.float32)
-    found = all_of_them.place(words)
-    assert (found[:, 2:] == 0).all()
-    np.testing.assert_array_equal(found[:, :2], two.place(words)[:, :2])
+    text = np.array([[2, 1], [0, 1], [1, 3], [9, 9], [0, 0]], np.float32)
+    embeddings = np.eye(5, dtype=np.float32)
+    linked = np.array([True, True, True, False, True])
+    all_of_them = TextNeighbors(text, linked, embeddings, nearest=2)
+    three = TextNeighbors(text[:3], linked[:3], embeddings[:3], nearest=2)
+    asked = np.array([[3, 1.5]], np.float32)
+    found = all_of_them.place(asked)
+    assert (found[:, 3:] == 0).all()
+    assert found.any()
+    np.testing.assert_allclose(found, three.place(asked), atol=1e-6)
 
 
 @pytest.mark.parametrize(
     ("text", "linked", "nearest"),
     [
-        (np.zeros((3, 2), np.float32), np.ones(3, bool), 5),
-        (np.ones((3, 2), np.float32), np.zeros(3, bool), 5),
+        (np.zeros((3, 2), np.float32), np.ones(3, bool), 1),
+        (np.eye(3, 2, dtype=np.float32), np.zeros(3, bool), 1),
+        (np.eye(3, 2, dtype=np.float32), np.ones(3, bool), 0),
+        (np.eye(3, 2, dtype=np.float32), np.array([True, True, False]), 2),
         (np.ones((3, 2), np.float32), np.ones(3, bool), 0),
     ],
-    ids=["nobody has a text", "nobody has an edge", "switched off"],
+    ids=[
+        "nobody has a text",
+        "nobody has an edge",
+        "switched off",
+        "as many as there are",
+        "one text for all",
+    ],
 )
 def test_where_there_is_no_telling_the_answer_is_zeros(text: np.ndarray, linked: np.ndarray, nearest: int):
     found = TextNeighbors(text, linked, np.eye(3, dtype=np.float32), nearest)
@@ -63,13 +72,14 @@ def test_placed_titles_have_unit_length_and_do_not_depend_on_each_other(seed: in
     random = np.random.default_rng(seed)
     text = random.normal(size=(30, 5)).astype(np.float32)
     embeddings = unit(np.abs(random.normal(size=(30, 4)))).astype(np.float32)
-    found = TextNeighbors(text, random.random(30) < 0.6, embeddings, nearest)
+    linked = random.random(30) < 0.4
+    found = TextNeighbors(text, linked, embeddings, nearest)
     words = random.normal(size=(7, 5)).astype(np.float32)
     words[3] = 0
     together = found.place(words)
     lengths = np.linalg.norm(together, axis=1)
     told = np.flatnonzero(lengths)
-    assert set(told) <= {0, 1, 2, 4, 5, 6}
+    assert set(told) == ({0, 1, 2, 4, 5, 6} if linked.sum() > nearest else set())
     np.testing.assert_allclose(lengths[told], 1, atol=1e-5)
     np.testing.assert_allclose(np.concatenate([found.place(one[None]) for one in words]), together, atol=1e-5)
 
