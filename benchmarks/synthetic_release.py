@@ -23,6 +23,7 @@ from audiorec.champion import describe
 from audiorec.embeddings import build_model
 from audiorec.features import FeatureConfig, FeatureSpec, UserFeatures, user_layout
 from audiorec.release_files import MODEL
+from audiorec.settings import HGNN as HGNNSettings
 from audiorec.settings import Index, Text
 from audiorec.store import Manifest, Store
 from audiorec.towers import Towers
@@ -176,6 +177,7 @@ class _Maker:
             "aggregator": "max",
             "final_activation": False,
             "seed": self.seed,
+            "text_neighbors": HGNNSettings().text_neighbors,
         }
         save_file(build_model(config).state_dict(), folder / "hgnn.safetensors")
         (folder / "hgnn.json").write_text(json.dumps(config))

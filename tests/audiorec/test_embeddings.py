@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from audiorec.embeddings import TextNeighbors, TrainedHGNN, embed_cut, has_edges
+from audiorec.embeddings import (
+    TextNeighbors,
+    TrainedHGNN,
+    embed_cut,
+    has_edges,
+    load_cut_graph,
+    load_model,
+    load_text,
+)
+from audiorec.store import Store
 from models.edges import EDGE_TYPES, Csr, graph_from_links
 from models.hgnn import HeteroGraphSAGE
 from models.training import HGNNTrainer, TrainingConfig
@@ -151,3 +165,36 @@ def test_an_edge_to_a_podcast_alone_is_an_edge():
     one = Csr(np.array([0, 0, 1]), np.array([0], np.int32))
     graph = dict.fromkeys(EDGE_TYPES, empty) | {BOOK_SHOW: one}
     assert has_edges(graph, "audiobook").tolist() == [False, True]
+
+
+def test_a_chain_writes_what_its_own_result_embeds_and_results_of_older_code_stay_by_induction(
+    tiny_chain: Any, tmp_path: Path
+):
+    manifest = tiny_chain.manifest("train_hgnn")
+    hgnn = load_model(tiny_chain.store, manifest)
+    assert hgnn.text_neighbors == tiny_chain.settings.hgnn.text_neighbors > 0
+    name = next(name for name in manifest.files if name.endswith(".audiobook.npy"))
+    cut = name.removesuffix(".audiobook.npy")
+    graph = load_cut_graph(tiny_chain.store, tiny_chain.manifest("build_graph"), cut)
+    embedded = embed_cut(hgnn, load_text(tiny_chain.store, tiny_chain.manifest("embed_text")), graph)
+    for kind, vectors in embedded.items():
+        np.testing.assert_array_equal(np.load(tiny_chain.open("train_hgnn", f"{cut}.{kind}.npy")), vectors)
+
+    store = Store(str(tmp_path / "store"), str(tmp_path / "scratch"))
+    config = json.loads(tiny_chain.open("train_hgnn", "hgnn.json").read_text())
+    del config["text_neighbors"]
+    with store.working_folder() as folder:
+        (folder / "hgnn.json").write_text(json.dumps(config))
+        shutil.copy(tiny_chain.open("train_hgnn", "hgnn.safetensors"), folder / "hgnn.safetensors")
+        outputs = {path.name: path for path in folder.iterdir()}
+        older = store.commit(
+            dataset="train_hgnn",
+            key="2026-11-23",
+            fingerprint="older",
+            outputs=outputs,
+            inputs={},
+            settings={},
+            code="",
+            facts={},
+        )
+    assert load_model(store, older).text_neighbors == 0

@@ -16,12 +16,14 @@ import pytest
 from audiorec.catalogue import load_extract
 from audiorec.champion import describe, write_pointer
 from audiorec.demo import show_metrics, show_recommendations
+from audiorec.embeddings import embed_cut
 from audiorec.errors import BadData, BadSettings
 from audiorec.profiles import Profile, Touched
 from audiorec.reasons import MIN_EDGE_USERS, Titles, _country_places, _names
 from audiorec.recommend import Asked, NewTitle, Recommender, Touch, UnknownTitle
 from audiorec.search import ExactSearch
 from audiorec.store import Store
+from models.edges import LINK_TYPES, graph_from_links
 
 if TYPE_CHECKING:
     from released import Releases
@@ -277,6 +279,29 @@ def test_a_new_title_gets_the_vector_that_the_release_would_have_given_it(
     ]
     placed = recommender._new_titles.place(new)
     np.testing.assert_allclose(placed.vectors, recommender.item_vectors[lonely], atol=2e-4)
+
+
+def test_a_new_title_without_words_is_placed_by_induction_and_none_depends_on_another(
+    recommender: Recommender, releases: Releases
+):
+    """Exact to the last bit: what is remembered, what came in one batch and what came alone."""
+    new = [
+        NewTitle(name, name) for name in ("A history of the sea", "", "Cooking for two", "Murder by night")
+    ]
+    titles = recommender._new_titles
+    together = titles.place(new).hgnn
+    again = titles.place(new[::-1]).hgnn[::-1]
+    fresh = Recommender(releases.store, releases.bundle(releases.dates[0]), "1")._new_titles
+    alone = np.concatenate([fresh.place([one]).hgnn for one in new])
+    np.testing.assert_array_equal(again, together)
+    np.testing.assert_array_equal(alone, together)
+
+    width = recommender._new_titles._encode(new).shape[1]
+    nothing = {kind: np.zeros((1, width), np.float32) for kind in ("audiobook", "podcast")}
+    no_edges = graph_from_links({kind: np.zeros((2, 0)) for kind in LINK_TYPES}, dict.fromkeys(nothing, 1))
+    by_induction = embed_cut(titles._hgnn, nothing, no_edges)["audiobook"][0]
+    np.testing.assert_allclose(together[1], by_induction, atol=1e-6)
+    assert len(np.unique(together.round(5), axis=0)) == 4
 
 
 def test_a_new_title_is_ranked_among_the_others(recommender: Recommender):
