@@ -26,6 +26,7 @@ from audiorec.release_files import MODEL, ReleaseFiles
 from audiorec.search import ExactSearch, Found, GraphSearch, Query, Search, inner_products
 from audiorec.settings import Settings, Text
 from audiorec.store import Store
+from audiorec.user_tower import UserTower
 
 __all__ = ["Answer", "Asked", "NewTitle", "Recommendation", "Recommender", "Touch", "UnknownTitle"]
 
@@ -143,6 +144,7 @@ class Recommender:
         self.version, self.as_of = version, bundle.as_of
         files = ReleaseFiles(store, bundle)
         self.towers = load_towers(store, files.manifest("train_two_tower"), MODEL)
+        self._user_tower = UserTower(self.towers)
         tables = {kind: files.table("extract", f"{kind}s.parquet") for kind in KINDS}
         self.books, self.podcasts = tables["audiobook"], tables["podcast"]
         self._ids: dict[str, list[str]] = {k: table[f"{k}_id"].tolist() for k, table in tables.items()}
@@ -164,7 +166,7 @@ class Recommender:
             "podcast": ExactSearch(self._hgnn["podcast"], np.ones(len(self.podcasts), bool)),
         }
         self._language = self.books["language"].to_numpy(object)
-        self._author = self.books["author"].to_numpy(object)
+        self._authors = [_text(one) for one in self.books["author"].tolist()]
         self._recent = files.table("refresh", "popularity.parquet")
         self._by_country = files.table("refresh", "popularity_by_country.parquet")
         self._countries = frozenset(self._by_country["country"])
@@ -267,9 +269,9 @@ class Recommender:
         if added:
             scores = np.concatenate([scores, inner_products(added.vectors, prepared.query.vector)])
         order = np.argsort(-scores, kind="stable")[: asked.k]
-        names = [self._named(row) for row in found.rows.tolist()] + [
-            (one.audiobook_id, one.title, one.author) for one in fresh
-        ]
+        ids, titles, authors = self._ids["audiobook"], self.reasons.titles["audiobook"], self._authors
+        names = [(ids[row], titles[row], authors[row]) for row in found.rows.tolist()]
+        names += [(one.audiobook_id, one.title, one.author) for one in fresh]
         reasons: list[Reason | None] = [None] * len(order)
         texts = [""] * len(order)
         if popular:
@@ -278,8 +280,8 @@ class Recommender:
                 for row in found.rows[order].tolist()
             ]
         elif asked.reasons:
-            titles = self._titles(found.rows)
-            chosen = (titles.and_then(added) if added else titles).taken(order)
+            chosen = self._titles(found.rows)
+            chosen = (chosen.and_then(added) if added else chosen).taken(order)
             reasons = [*self.reasons.explain(prepared.profile, prepared.query.vector, chosen)]
             texts = [one.text if one else "" for one in reasons]
         recommended = [
@@ -295,14 +297,8 @@ class Recommender:
         self._new_titles.read(new)
 
     def vector(self, profile: Profile) -> np.ndarray:
-        """The user tower's vector [D]. One user at a time: in a batch its last bits would depend on the others."""
-        import torch
-
-        # The parts of `Towers.user_vectors`, which is made for many users and takes twice the time for one.
-        users, model = profile.features, self.towers.model
-        with torch.inference_mode():
-            vector = model.user_vectors(torch.from_numpy(users.country_idx), torch.from_numpy(users.dense))
-        return np.concatenate([vector.numpy()[0], self.towers.user_places(users)[0]])
+        """The user tower's vector [D], computed now."""
+        return self._user_tower.vector(profile.features)
 
     def score(self, profile: Profile, rows: np.ndarray) -> np.ndarray:
         """Scores of some audiobooks for a user, [K], in float64."""
@@ -409,9 +405,6 @@ class Recommender:
     def item_id(self, kind: str, idx: int) -> str:
         """The id that a title has outside."""
         return self._ids[kind][idx]
-
-    def _named(self, idx: int) -> tuple[str, str, str | None]:
-        return self.item_id("audiobook", idx), self.title("audiobook", idx), _text(self._author[idx])
 
     # --- for the terminal
 

@@ -277,10 +277,10 @@ def inner_products(vectors: np.ndarray, vector: np.ndarray) -> np.ndarray:
     """Inner products [n] in float64, each a function of its own row alone.
 
     A matrix product would sum in another order for another number of rows, and an answer would depend in its last
-    bits on which other titles were scored beside it.
+    bits on which other titles were scored beside it. (Both sides are float64 before `einsum` sees them: where it has
+    to convert, it does so in parts that end within a row.)
     """
-    products: np.ndarray = (vectors.astype(np.float64) * vector.astype(np.float64)).sum(axis=1)
-    return products
+    return np.asarray(np.einsum("nd,d->n", vectors.astype(np.float64), vector.astype(np.float64)))
 
 
 def _packed_half(rows: np.ndarray) -> tuple[Any, np.ndarray]:
