@@ -285,7 +285,7 @@ def generate(
 @app.command()
 def results(
     as_of: AsOf,
-    out: Annotated[Path, typer.Option(help="Folder for run.md, run.csv and run.png.")],
+    out: Annotated[Path, typer.Option(help="Folder for run.md, its CSVs and run.png.")],
     source: Annotated[str | None, typer.Option(help="Source tables, as in `run`.")] = None,
     profile: Profile = None,
     settings_file: SettingsFile = None,

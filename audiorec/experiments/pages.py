@@ -148,6 +148,35 @@ def long_form(found: Figures, source: str, table: str, settings: Evaluation) -> 
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
+def less(metric: str, other: str) -> str:
+    """Name of a metric's paired difference to another model, as a metric of the CSV."""
+    return f"{metric} less {other}"
+
+
+def differences(
+    found: Figures, source: str, table: str, reference: str, models: Sequence[str], settings: Evaluation
+) -> pd.DataFrame:
+    """More rows of the CSV: hit rate of models less the reference's, each user's mean over seeds, paired."""
+    rows = []
+    for panel in PANELS:
+        means = _mean_over_seeds(found.values[panel, found.metrics[0]])
+        theirs = means[:, found.models.index(reference)]
+        for segment in SEGMENTS:
+            inside = segment_mask(found.segment, segment) & _counted(found, panel)
+            if not inside.any():
+                continue
+            for model in models:
+                against = paired_bootstrap_interval(
+                    means[inside, found.models.index(model)],
+                    theirs[inside],
+                    draws=settings.bootstrap,
+                    seed=settings.seed,
+                )
+                shared = (source, table, panel, model, segment, less(found.metrics[0], reference))
+                rows.append((*shared, against.mean, against.low, against.high, against.users, "mean"))
+    return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
 def _cell(values: np.ndarray, inside: np.ndarray, number: int, seeds: bool) -> str:
     """Mean, and the standard deviation over seeds where there are several."""
     per_seed = [
@@ -326,7 +355,15 @@ def write(page: Page, results: Sequence[Result]) -> Path:
     found = figures(results, settings.evaluation, page.table.ablation)
     page.out.mkdir(parents=True, exist_ok=True)
     plot(found, page.table, settings.evaluation, page.out / f"{page.name}.png")
-    rows = long_form(found, page.source, page.name, settings.evaluation)
+    reference = reference_model(found, page.table.ablation)
+    others = [model for model in found.models if model != reference]
+    rows = pd.concat(
+        [
+            long_form(found, page.source, page.name, settings.evaluation),
+            differences(found, page.source, page.name, reference, others, settings.evaluation),
+        ],
+        ignore_index=True,
+    )
     return finish_judged(page, results, rows, markdown(found, page.table, settings.evaluation), found.seeds)
 
 

@@ -9,6 +9,7 @@ import subprocess
 from datetime import date
 from pathlib import Path
 
+import pandas as pd
 import psutil
 
 from audiorec.chain import CHAIN
@@ -17,7 +18,7 @@ from audiorec.settings import Settings
 
 
 def publish(settings: Settings, as_of: date, out: Path, settings_file: Path | None) -> Path:
-    """Write `run.md`, `run.csv` and `run.png` of the date's `evaluate` result into `out`; returns the page.
+    """Write `run.md`, `run.csv`, `run.costs.csv` and `run.png` of the date's `evaluate` result into `out`; returns the page.
 
     Raises:
         BadSettings: there is no result of this date, with these settings and this code.
@@ -49,15 +50,18 @@ def publish(settings: Settings, as_of: date, out: Path, settings_file: Path | No
         "| task | seconds | peak MiB | counts |",
         "|---|---:|---:|---|",
     ]
+    costs = []
     for name in CHAIN:
         manifest = resolver.manifest(name)
         if manifest is None:
             continue
         run = store.run_record(manifest)
+        costs.append({"task": name, "seconds": run.get("seconds"), "peak_mb": run.get("peak_mb")})
         counts = ", ".join(
             f"{key} {value:,}" for key, value in list(manifest.facts.get("counts", {}).items())[:5]
         )
         lines.append(f"| {name} | {run.get('seconds', '')} | {run.get('peak_mb', '')} | {counts} |")
+    pd.DataFrame(costs).to_csv(out / "run.costs.csv", index=False)
     page = out / "run.md"
     page.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return page

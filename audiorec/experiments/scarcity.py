@@ -9,10 +9,18 @@ import numpy as np
 import pandas as pd
 
 from audiorec.experiments.cells import Result
-from audiorec.experiments.pages import COLUMNS, Figures, Page, figures, finish_judged, long_form
+from audiorec.experiments.pages import (
+    COLUMNS,
+    Figures,
+    Page,
+    differences,
+    figures,
+    finish_judged,
+    less,
+    long_form,
+)
 from audiorec.experiments.protocol import segment_mask
 from audiorec.experiments.tables import OURS, SHARES, WITHOUT, share_name
-from models.metrics import paired_bootstrap_interval
 
 POPULAR = "popularity, recent"
 
@@ -25,16 +33,17 @@ def write(page: Page, results: Sequence[Result]) -> Path:
         for share in SHARES
     }
     page.out.mkdir(parents=True, exist_ok=True)
-    rows = pd.concat(
-        [
-            long_form(found, page.source, f"{page.name} {share:g}", settings)
-            for share, found in by_share.items()
-        ],
-        ignore_index=True,
-    )
+    tables = []
+    for share, found in by_share.items():
+        name = f"{page.name} {share:g}"
+        tables.append(long_form(found, page.source, name, settings))
+        tables += [
+            differences(found, page.source, name, other, [OURS], settings) for other in (WITHOUT, POPULAR)
+        ]
+    rows = pd.concat(tables, ignore_index=True)
     _plot(by_share, page.out / f"{page.name}.png")
     seeds = by_share[SHARES[0]].seeds
-    return finish_judged(page, results, rows[list(COLUMNS)], _markdown(by_share, settings.bootstrap), seeds)
+    return finish_judged(page, results, rows[list(COLUMNS)], _markdown(by_share, rows), seeds)
 
 
 def rate(found: Figures, panel: str, metric: str, model: str) -> np.ndarray:
@@ -43,17 +52,18 @@ def rate(found: Figures, panel: str, metric: str, model: str) -> np.ndarray:
     return np.asarray(np.nanmean(found.values[panel, metric][inside, found.models.index(model)], axis=0))
 
 
-def _difference(found: Figures, panel: str, other: str, draws: int) -> str:
-    """2T-HGNN less another model: each user's mean over seeds, paired."""
-    inside = segment_mask(found.segment, "all")
-    values = found.values[panel, found.metrics[0]][inside]
-    counted = ~np.isnan(values).all(axis=(1, 2))
-    ours, theirs = (np.nanmean(values[counted, found.models.index(model)], axis=1) for model in (OURS, other))
-    against = paired_bootstrap_interval(ours, theirs, draws=draws, seed=1)
-    return f"{against.mean:+.3f} [{against.low:+.3f}, {against.high:+.3f}]"
+def _difference(rows: pd.DataFrame, panel: str, other: str, share: float) -> str:
+    """2T-HGNN less another model among the CSV's rows."""
+    own = rows[
+        (rows["panel"] == panel)
+        & (rows["segment"] == "all")
+        & rows["table"].str.endswith(f" {share:g}")
+        & rows["metric"].str.endswith(less("", other))
+    ].iloc[0]
+    return f"{own['value']:+.3f} [{own['low']:+.3f}, {own['high']:+.3f}]"
 
 
-def _markdown(by_share: Mapping[float, Figures], draws: int) -> list[str]:
+def _markdown(by_share: Mapping[float, Figures], rows: pd.DataFrame) -> list[str]:
     lines = []
     some = by_share[SHARES[0]]
     for panel in ("known", "full"):
@@ -84,7 +94,7 @@ def _markdown(by_share: Mapping[float, Figures], draws: int) -> list[str]:
         for other in (WITHOUT, POPULAR):
             lines.append(
                 f"| {other} | "
-                + " | ".join(_difference(by_share[share], panel, other, draws) for share in SHARES)
+                + " | ".join(_difference(rows, panel, other, share) for share in SHARES)
                 + " |"
             )
         lines.append("")
