@@ -183,14 +183,25 @@ class _Layer(nn.Module):
 
     def forward(self, hidden: Mapping[NodeType, Tensor], hop: Hop) -> dict[NodeType, Tensor]:
         result = {t: self.update[t](hidden[t].index_select(0, rows)) for t, rows in hop.self_rows.items()}
-        for edge_type in self.edge_types:
-            slots = hop.neighbors.get(edge_type)
-            if slots is None or slots.numel() == 0:
+        for neighbor, h in hidden.items():
+            edge_types = [t for t in self.edge_types if t[0] == neighbor and _has_slots(hop, t)]
+            if not edge_types:
                 continue
-            neighbor, _, centre = edge_type
-            values = torch.relu(self.message[_key(edge_type)](hidden[neighbor]))
-            result[centre] = result[centre] + _pool(values, slots, self.aggregator)
+            # One product for all relations that start here: a wide one is up to a third faster than narrow ones.
+            messages: list[Any] = [self.message[_key(t)] for t in edge_types]
+            weight, bias = (
+                torch.cat([getattr(one, name) for one in messages]) for name in ("weight", "bias")
+            )
+            values = torch.relu(nn.functional.linear(h, weight, bias)).chunk(len(messages), dim=1)
+            for edge_type, part in zip(edge_types, values, strict=True):
+                centre = edge_type[2]
+                result[centre] = result[centre] + _pool(part, hop.neighbors[edge_type], self.aggregator)
         return result
+
+
+def _has_slots(hop: Hop, edge_type: EdgeType) -> bool:
+    slots = hop.neighbors.get(edge_type)
+    return slots is not None and slots.numel() > 0
 
 
 def _key(edge_type: EdgeType) -> str:
@@ -220,9 +231,8 @@ def _pool(values: Tensor, slots: Tensor, aggregator: Aggregator) -> Tensor:
 class _GatherMax(torch.autograd.Function):
     """max over slots of values[slots], without the [F, n, D] array.
 
-    One contiguous gather a slot, and on the way back another one to see who attained the maximum: a quarter
-    of the time of `values[slots].amax(0)` forth and back (15,000 items, 5 slots, width 128, one core: 21 ms
-    against 85). Equal maxima share the gradient, as in `amax`.
+    One contiguous gather a slot, and on the way back another one to see who attained the maximum. Of equal maxima the
+    first slot has the gradient, as in `max` along a dimension. (`amax` shares it, which took a second pass.)
     """
 
     @staticmethod
@@ -239,16 +249,12 @@ class _GatherMax(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         values, slots, best = ctx.saved_tensors
-        attained = torch.empty_like(best)
-        times = torch.zeros_like(best)
-        for slot in slots:
-            torch.index_select(values, 0, slot, out=attained)
-            times.add_(attained.eq_(best))
-        share = gradient / times
+        attained, rest = torch.empty_like(best), gradient.clone()
         result = torch.zeros_like(values)
         for slot in slots:
             torch.index_select(values, 0, slot, out=attained)
-            result.index_add_(0, slot, attained.eq_(best).mul_(share))
+            result.index_add_(0, slot, attained.eq_(best).mul_(rest))
+            rest.sub_(attained)
         return result, None
 
 

@@ -188,14 +188,15 @@ def test_sampled_whole_and_pyg_agree(graph, aggregator, final_activation, num_la
 @given(st.integers(0, 2**31), st.integers(1, 6), st.sampled_from(["max", "mean", "sum"]))
 def test_the_gradient_of_pooling_equals_autograd_of_the_plain_gather(seed, fanout, aggregator):
     generator = torch.Generator().manual_seed(seed)
-    # Few distinct values, so that maxima tie: tied rows share the gradient.
+    # Few distinct values, so that maxima tie: the first slot has the gradient.
     values = torch.randint(1, 4, (5, 3), generator=generator).double()
     slots = torch.randint(0, 5, (fanout, 4), generator=generator)
     weight = torch.randn(4, 3, generator=generator, dtype=torch.float64)
     ours, plain = values.clone().requires_grad_(), values.clone().requires_grad_()
     (_pool(ours, slots, aggregator) * weight).sum().backward()
     gathered = plain[slots]
-    pooled = {"max": gathered.amax, "mean": gathered.mean, "sum": gathered.sum}[aggregator](dim=0)
+    first = gathered.detach().argmax(dim=0, keepdim=True)  # of equal ones, the first
+    pooled = gathered.gather(0, first)[0] if aggregator == "max" else getattr(gathered, aggregator)(dim=0)
     (pooled * weight).sum().backward()
     torch.testing.assert_close(ours.grad, plain.grad)
 
