@@ -1,10 +1,10 @@
 """Introduction: a place in the lists for titles that nobody has streamed yet.
 
-Text and HGNN place such a title rightly among the others of its kind. But a score that starts
-from popularity holds its lack of streams against it, and lists over the whole catalogue then hold next to none
-(docs/adr/0012): what nobody has streamed nobody ever will. So these titles are lifted, all alike, by as much as gives them
-a stated share of the first ten places of the people who were seen before. Nothing else moves: the order of streamed titles
-among themselves, and of the others among themselves, stays.
+Text and HGNN place such a title rightly among the others of its kind. But a score that starts from popularity holds
+its lack of streams against it, and lists over the whole catalogue then hold next to none (docs/adr/0012): what nobody
+has streamed nobody ever will. So these titles are lifted, all alike, by as much as gives them a stated share of the
+first ten places of the people who were seen before. Nothing else moves: the order of streamed titles among themselves,
+and of the others among themselves, stays.
 
 Departure from the paper, which says nothing of exploration.
 """
@@ -27,7 +27,7 @@ PLACES = 10
 """First places that the share is of."""
 _MOST_LISTS = 0.2
 """Of the lists, that one such title may be in on average: a single new title is not pressed on everybody. A choice."""
-_LISTENERS = 2_000
+LISTENERS = 2_000
 """Users, evenly spread, whose lists the lift is measured on."""
 _NUMBERS = 50_000_000
 """Scores made at a time, at most: 200 MB, and about three times that while they are sorted."""
@@ -94,7 +94,7 @@ def introduced(
 
     It is measured on people who were seen before the day, whoever they are; nothing of that day or later plays a part.
     """
-    chosen = evenly_spread(np.flatnonzero(builder.extract.first_seen_day < day), _LISTENERS)
+    chosen = evenly_spread(np.flatnonzero(builder.extract.first_seen_day < day), LISTENERS)
     days = np.full(len(chosen), day, np.int64)
     users = towers.user_vectors(builder.users(chosen, days, vectors, towers.spec))
     found = towers.item_vectors(items)

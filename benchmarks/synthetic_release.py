@@ -22,6 +22,7 @@ from audiorec.affinities import COUNTRY, Space, unit_rows
 from audiorec.champion import describe
 from audiorec.embeddings import build_model
 from audiorec.features import FeatureConfig, FeatureSpec, UserFeatures, user_layout
+from audiorec.introduction import LISTENERS
 from audiorec.release_files import MODEL
 from audiorec.settings import HGNN as HGNNSettings
 from audiorec.settings import Index, Text
@@ -36,8 +37,6 @@ TEXT, HGNN, MUSIC = 32, 32, 12
 TOPICS = 200
 HISTORY = 20
 """Titles of each type that a user streamed."""
-SAMPLE = 2_000
-"""Users whose vectors `refresh` keeps, at most."""
 
 
 def make(store: Store, titles: int, users: int, seed: int, exact_limit: int = 500_000) -> dict[str, Any]:
@@ -225,7 +224,7 @@ class _Maker:
         ).to_parquet(folder / "users.parquet", index=False)
         features = self._user_features(history)
         np.save(folder / "user_features.npy", features)
-        sample = self.towers.user_vectors(UserFeatures(country[:SAMPLE] + 1, features[:SAMPLE]))
+        sample = self.towers.user_vectors(UserFeatures(country[:LISTENERS] + 1, features[:LISTENERS]))
         np.save(folder / "sample_user_vectors.npy", sample)
         np.save(folder / "music_length.npy", np.full(self.users, 5.0, np.float32))
         pd.DataFrame({"artist_id": ["ar1", "ar2"], "known": True}).to_parquet(
