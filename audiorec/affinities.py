@@ -18,9 +18,12 @@ from dataclasses import dataclass
 import numpy as np
 
 HISTORIES = ("audiobook", "audiobook_weak", "podcast", "podcast_weak")
-_EMPTY = 1e-5
+EMPTY = 1e-5
 """Length under which a vector says nothing: far above what rounding leaves of a zero that was scaled and unscaled, far
 below the mean of vectors of about unit length."""
+FILLED = 0.3
+"""Above which a channel's flag or count says that it is filled: log(1 + 1) is the least count of a history, 1 the flag of
+a music vector, and rounding stays far below."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,7 @@ def fit_space(audiobook: np.ndarray, podcast: np.ndarray, dimensions: int | None
 def unit_rows(vectors: np.ndarray) -> np.ndarray:
     """Rows of unit length; rows of zeros stay zeros."""
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return np.where(norms > _EMPTY, vectors / np.maximum(norms, _EMPTY), 0.0).astype(np.float32)
+    return np.where(norms > EMPTY, vectors / np.maximum(norms, EMPTY), 0.0).astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -142,10 +145,9 @@ class Affinities:
         found = {}
         for channel in self.layout.channels():
             rows = unit_rows(dense[:, channel.columns])
-            # log(1 + 1) is the least count of a history, 1 the flag of a music vector; rounding stays far below.
             found[channel.name] = (
                 channel.space,
-                np.where(dense[:, [channel.filled]] > 0.3, rows, 0).astype(np.float32),
+                np.where(dense[:, [channel.filled]] > FILLED, rows, 0).astype(np.float32),
             )
         one_hot = country_idx[:, None] == np.asarray(self.countries, np.int64)[None, :]
         found[COUNTRY] = (COUNTRY, one_hot.astype(np.float32))

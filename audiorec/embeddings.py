@@ -81,11 +81,13 @@ def embed_cut(
 ) -> dict[str, np.ndarray]:
     """Embeddings [titles, D] of every title of both types, unit length; isolated ones by their nearest texts.
 
+    A title without an edge and without a text has no embedding: zeros.
+
     Full neighbourhoods, no sampling (paper: silent), so the same weights and graph give the same bytes.
 
     Departure from the paper, which leaves isolated titles to induction: what equations 2 and 3 make of a title without
-    a message lies apart from all others, because the training holds no such title. Induction stays where there is no
-    telling by text (`TextNeighbors`; docs/adr/0013).
+    a message lies apart from all others, because the training has such titles as negatives alone. Induction stays where
+    there is no telling by text (`TextNeighbors`; docs/adr/0013).
     """
     embedded = {
         kind: vectors.numpy() for kind, vectors in hgnn.model.embed_all(cut_graph_data(text, graph)).items()
@@ -93,8 +95,11 @@ def embed_cut(
     for kind, vectors in embedded.items():
         linked = has_edges(graph, kind)
         alone = np.flatnonzero(~linked)
-        placed = TextNeighbors(text[kind], linked, vectors, hgnn.text_neighbors).place(text[kind][alone])
-        vectors[alone] = np.where(placed.any(axis=1, keepdims=True), placed, vectors[alone])
+        neighbors = TextNeighbors(text[kind], linked, vectors, hgnn.text_neighbors)
+        for start in range(0, len(alone), _CHUNK):
+            some = alone[start : start + _CHUNK]
+            placed = neighbors.place(text[kind][some])
+            vectors[some] = np.where(placed.any(axis=1, keepdims=True), placed, vectors[some])
     return embedded
 
 
@@ -108,8 +113,8 @@ class TextNeighbors:
     """Embeds isolated titles (with a text, without an edge) as their nearest neighbours by text among the linked ones.
 
     An embedding is the mean of theirs, weighted by a softmax of ten times the cosines of the texts, less their mean
-    text. There is no telling where no more than `nearest` linked titles have a text (all isolated titles would become
-    one), or where a text is empty or the mean one.
+    text. There is no telling where no more than `nearest` linked titles have a text that is not the mean one (all
+    isolated titles would become one), or where a text is empty or the mean one.
 
     Args:
         text: text vectors [N, T] of the catalogue; a row of zeros is no text.
@@ -120,28 +125,33 @@ class TextNeighbors:
 
     def __init__(self, text: np.ndarray, linked: np.ndarray, embeddings: np.ndarray, nearest: int) -> None:
         self._text, self._embeddings = text, embeddings
-        self._rows = np.flatnonzero(linked & np.any(text, axis=1))
-        self._nearest = nearest if len(self._rows) > nearest else 0
-        if not self._nearest:
+        self._nearest = 0
+        rows = np.flatnonzero(linked & np.any(text, axis=1))
+        if not nearest or not len(rows):
             return
         # In chunks: a service that follows the champion holds two releases at the time, and no copy of their texts.
-        chunks = [self._rows[start : start + _CHUNK] for start in range(0, len(self._rows), _CHUNK)]
-        summed = np.sum([text[rows].sum(axis=0, dtype=np.float64) for rows in chunks], axis=0)
-        self._centre = (summed / len(self._rows)).astype(np.float32)
-        lengths = np.concatenate([np.linalg.norm(text[rows] - self._centre, axis=1) for rows in chunks])
-        self._scale = np.where(lengths > _SAME, 1 / np.maximum(lengths, _SAME), 0.0).astype(np.float32)
+        chunks = [rows[start : start + _CHUNK] for start in range(0, len(rows), _CHUNK)]
+        summed = np.sum([text[some].sum(axis=0, dtype=np.float64) for some in chunks], axis=0)
+        self._centre = (summed / len(rows)).astype(np.float32)
+        lengths = np.concatenate([np.linalg.norm(text[some] - self._centre, axis=1) for some in chunks])
+        apart = lengths > _SAME
+        self._rows, self._scale = rows[apart], (1 / lengths[apart]).astype(np.float32)
+        if len(self._rows) > nearest:
+            self._nearest = nearest
 
     def place(self, texts: np.ndarray) -> np.ndarray:
         """Embeddings [n, D], unit length, of titles with text vectors [n, T]; zeros where there is no telling."""
         found = np.zeros((len(texts), self._embeddings.shape[1]), np.float32)
         if not self._nearest:
             return found
-        queries = unit_rows(np.asarray(texts, np.float32) - self._centre)
-        told = np.flatnonzero(np.any(texts, axis=1) & np.any(queries, axis=1))
+        worded = np.flatnonzero(np.any(texts, axis=1))
         size = max(1, _COSINES // len(self._text))
-        for start in range(0, len(told), size):
-            some = told[start : start + size]
-            cosines = self._cosines(queries[some])
+        for start in range(0, len(worded), size):
+            some = worded[start : start + size]
+            queries = unit_rows(np.asarray(texts[some], np.float32) - self._centre)
+            told = np.any(queries, axis=1)
+            some, queries = some[told], queries[told]
+            cosines = self._cosines(queries)
             nearest = np.argpartition(cosines, -self._nearest, axis=1)[:, -self._nearest :]
             near = np.take_along_axis(cosines, nearest, axis=1)
             weights = np.exp(_INVERSE_TEMPERATURE * (near - near.max(axis=1, keepdims=True)))

@@ -29,8 +29,9 @@ from audiorec.release_files import ReleaseFiles
 from audiorec.settings import Text
 from audiorec.towers import Towers
 
-_REMEMBERED = 1_000
-"""Text vectors and embeddings kept, so that a new title shown all day is encoded and placed once."""
+_REMEMBERED = 4_000
+"""Text vectors and embeddings kept, so that a new title shown all day is encoded and placed once; more than a batch of
+requests brings."""
 
 
 @dataclass(frozen=True)
@@ -141,9 +142,10 @@ class NewTitles:
         keys = [row.tobytes() for row in words]
         with self._lock:
             known = {key: self._embedded[key] for key in keys if key in self._embedded}
-        missing = [row for row, key in enumerate(keys) if key not in known]
+        # One at a time, and the same text once: in a batch a title's last bits would depend on the others.
+        missing = {key: row for row, key in enumerate(keys) if key not in known}
         if missing:
-            known |= {keys[row]: made for row, made in zip(missing, self._made(words[missing]), strict=True)}
+            known |= {key: self._made(words[row]) for key, row in missing.items()}
             with self._lock:
                 self._embedded |= known
                 while len(self._embedded) > _REMEMBERED:
@@ -151,20 +153,16 @@ class NewTitles:
         return np.stack([known[key] for key in keys])
 
     def _made(self, words: np.ndarray) -> np.ndarray:
+        """The embedding [D] of one text vector [T]."""
         from models.edges import EDGE_TYPES, Csr
 
-        # One at a time: in a batch a title's last bits would depend on the others.
-        placed = np.concatenate([self._neighbors.place(one[None]) for one in words])
-        if placed.any(axis=1).all():
-            return placed
-        titles = {"audiobook": len(words), "podcast": 1}
-        alone = {
-            edge_type: Csr(np.zeros(titles[edge_type[0]] + 1, np.int64), np.zeros(0, np.int32))
-            for edge_type in EDGE_TYPES
-        }
-        nobody = np.zeros((1, words.shape[1]), np.float32)
-        induced = embed_cut(self._hgnn, {"audiobook": words, "podcast": nobody}, alone)["audiobook"]
-        return np.where(placed.any(axis=1, keepdims=True), placed, induced)
+        placed = self._neighbors.place(words[None])
+        if placed.any():
+            return np.asarray(placed[0])
+        no_edge = Csr(np.zeros(2, np.int64), np.zeros(0, np.int32))
+        texts = {"audiobook": words[None], "podcast": np.zeros((1, len(words)), np.float32)}
+        induced = embed_cut(self._hgnn, texts, dict.fromkeys(EDGE_TYPES, no_edge))
+        return np.asarray(induced["audiobook"][0])
 
     def _features(self, new: Sequence[NewTitle], words: np.ndarray, hgnn: np.ndarray) -> ItemFeatures:
         """What `FeatureBuilder.items` makes of titles without a listener."""

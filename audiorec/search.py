@@ -280,7 +280,7 @@ def inner_products(vectors: np.ndarray, vector: np.ndarray) -> np.ndarray:
     bits on which other titles were scored beside it. (Both sides are float64 before `einsum` sees them: where it has
     to convert, it does so in parts that end within a row.)
     """
-    return np.asarray(np.einsum("nd,d->n", vectors.astype(np.float64), vector.astype(np.float64)))
+    return np.asarray(np.einsum("nd,d->n", vectors.astype(np.float64, order="C"), vector.astype(np.float64)))
 
 
 def _packed_half(rows: np.ndarray) -> tuple[Any, np.ndarray]:

@@ -14,18 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from audiorec.affinities import COUNTRY, Affinities
+from audiorec.affinities import COUNTRY, EMPTY, FILLED, Affinities
 
 if TYPE_CHECKING:
     from audiorec.features import UserFeatures
     from audiorec.towers import Towers
-
-_EMPTY = 1e-6
-"""A vector shorter than this is none (`models.functional.l2_normalize`)."""
-_NO_PLACE = 1e-5
-"""The same in a space of affinities (`audiorec.affinities.unit_rows`)."""
-_FILLED = 0.3
-"""As `Affinities.placed`."""
 
 
 class UserTower:
@@ -41,7 +34,9 @@ class UserTower:
     """
 
     def __init__(self, towers: Towers) -> None:
-        model, self._spec = towers.model, towers.spec
+        from models.functional import SMALLEST_NORM
+
+        model, self._spec, self._smallest = towers.model, towers.spec, SMALLEST_NORM
         self._country = _array(model.country.weight)
         self._layers = [layer for module in model.user_tower for layer in _layers(module)]
         self._mean = _array(model.mean_user) if model.config.centre_users else np.float32(0)
@@ -53,7 +48,7 @@ class UserTower:
         output = np.concatenate([self._country[country], dense])
         for layer in self._layers:
             output = layer(output)
-        parts = [_unit(output, _EMPTY) - self._mean, np.ones(1, np.float32)]
+        parts = [_unit(output, self._smallest) - self._mean, np.ones(1, np.float32)]
         if self._affinities is not None:
             parts.append(self._affinities.of(self._spec.raw_users(dense), country))
         return np.concatenate(parts)
@@ -85,8 +80,8 @@ class _Places:
         """[D] of one user's raw features [F] and index of the country."""
         summed = np.zeros(self._width, np.float32)
         for filled, columns, place, weight in self._channels:
-            if raw[filled] > _FILLED:
-                summed[place] += weight * _unit(raw[columns], _NO_PLACE)
+            if raw[filled] > FILLED:
+                summed[place] += weight * _unit(raw[columns], EMPTY)
         if country in self._countries:
             summed[self._countries[country]] = self._country_weight
         return summed
@@ -122,7 +117,8 @@ def _relu(given: np.ndarray) -> np.ndarray:
 
 def _unit(vector: np.ndarray, empty: float) -> np.ndarray:
     length = math.sqrt(float(vector @ vector))
-    return vector / np.float32(length) if length > empty else np.zeros_like(vector)
+    # Asked this way round, NaN stays NaN.
+    return np.zeros_like(vector) if length <= empty else vector / np.float32(length)
 
 
 def _array(tensor: Any) -> np.ndarray:

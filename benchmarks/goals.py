@@ -12,13 +12,15 @@ import argparse
 import csv
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+from audiorec.chain import CHAIN
 from audiorec.experiments.oracle import ORACLE
 from audiorec.experiments.pages import less
-from audiorec.experiments.scarcity import POPULAR
 from audiorec.experiments.tables import OURS, WITHOUT
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
@@ -31,6 +33,8 @@ NAMES = {
 THREE = ("movietweetings", "online_retail", "simulation")
 """Sources on which one configuration is to be ahead of every rival."""
 HIT, COVERAGE = "HR@10", "coverage@100"
+POPULARITY = "popularity"
+"""How the names of models start that have one list for everybody."""
 MISSING = "not measured yet"
 
 
@@ -45,11 +49,11 @@ class Line:
 
 
 class Table:
-    """The mean figures of one CSV of an experiment, by panel, model, segment and metric."""
+    """The mean figures of one CSV of an experiment, by panel, model, segment and metric. Empty ones are left out."""
 
     def __init__(self, path: Path, table: str) -> None:
         with path.open(newline="", encoding="utf-8") as file:
-            rows = [row for row in csv.DictReader(file) if row["table"] == table]
+            rows = [row for row in csv.DictReader(file) if row["table"] == table and row["value"]]
         self._by_seed: dict[tuple[str, ...], list[float]] = {}
         self._rows: dict[tuple[str, ...], dict[str, str]] = {}
         for row in rows:
@@ -66,168 +70,186 @@ class Table:
         own = self._by_seed[key]
         return sum(own) / len(own)
 
-    def interval(self, *key: str) -> tuple[float, float, float, int]:
-        """Value, low, high, users."""
-        row = self._rows[key]
+    def less(self, other: str, segment: str) -> tuple[float, float, float, int]:
+        """2T-HGNN's hit rate less another model's, known titles: value, low, high, users. Raises KeyError."""
+        row = self._rows["known", OURS, segment, less(HIT, other)]
         return float(row["value"]), float(row["low"]), float(row["high"]), int(row["users"])
 
-    @property
-    def models(self) -> set[str]:
-        return {key[1] for key in self._rows}
+    def best(self, segment: str, *start: str) -> str:
+        """The model, among those whose names start so, with the best hit rate on known titles. Raises KeyError."""
+        rates = {
+            key[1]: float(row["value"])
+            for key, row in self._rows.items()
+            if key[0] == "known" and key[2:] == (segment, HIT) and key[1].startswith(start or "")
+        }
+        for own in (OURS, WITHOUT, ORACLE):
+            rates.pop(own, None)
+        if not rates:
+            raise KeyError(segment)
+        return max(rates, key=lambda model: rates[model])
 
     @property
-    def rival(self) -> str:
-        """The model that differences are taken to: the best rival over all users of the panel known."""
-        start = less(HIT, "")
-        return next(key[3].removeprefix(start) for key in self._rows if key[3].startswith(start))
-
-    @property
-    def personal_rival(self) -> str:
-        """The best rival that is not the same list for everybody."""
-        rivals = [
-            model for model in self.models - {OURS, WITHOUT, ORACLE} if not model.startswith("popularity")
-        ]
-        return max(rivals, key=lambda model: self.value("known", model, "all", HIT))
+    def personal(self) -> tuple[str, ...]:
+        """Models whose lists differ between users."""
+        return tuple({key[1] for key in self._rows if not key[1].startswith(POPULARITY)})
 
 
-def table(results: Path, source: str, name: str, panel: str | None = None) -> Table | None:
-    """One experiment's figures, None where it has not been made (or was made before differences were in its CSV)."""
-    path = results / source / f"{name}.csv"
-    if not path.exists():
-        return None
-    found = Table(path, panel or name)
-    return found if any(key[3].startswith(less(HIT, "")) for key in found._rows) else None
+Read = Callable[[], Table]
+Judged = tuple[str, bool]
+"""A figure in words, and whether it reaches the goal."""
+
+
+def line(goal: str, data: str, judge: Callable[..., Judged], *given: Any) -> Line:
+    """A goal with its figure; without one where a page or a figure that it needs is not there."""
+    try:
+        return Line(goal, data, *judge(*given))
+    except (FileNotFoundError, KeyError):
+        return Line(goal, data)
 
 
 def goals(results: Path) -> Iterator[Line]:
     """All goals in their order."""
+
+    def table(source: str, name: str = "table2", part: str | None = None) -> Read:
+        return partial(Table, results / source / f"{name}.csv", part or name)
+
     for source in THREE:
-        yield from _against_rivals(results, source)
-    yield _cold(results)
-    yield _ciao(results)
-    for source in NAMES:
-        yield _never_streamed(results, source)
-    for source in THREE:
-        yield from _scarcity(results, source)
-    yield _oracle(results)
-    yield from _speed(results)
-
-
-def _difference(found: Table, segment: str, other: str, panel: str = "known") -> tuple[str, float, float]:
-    value, low, high, users = found.interval(panel, OURS, segment, less(HIT, other))
-    return f"{value:+.3f} [{low:+.3f}, {high:+.3f}] against {other}, {users:,} users", low, high
-
-
-def _against_rivals(results: Path, source: str) -> Iterator[Line]:
-    where = NAMES[source]
-    ahead = {
-        segment: f"{HIT} above the best rival's, interval without 0 (known, {segment})"
-        for segment in ("all", "warm")
-    }
-    mrr, cover, tail = (
-        "MRR not under that rival's (known, all)",
-        "coverage three times that rival's, or 0.8 (known, all)",
-        "tail HR@10 not under the best personalised rival's (known)",
+        where = NAMES[source]
+        for segment in ("all", "warm"):
+            yield line(
+                f"{HIT} above the best rival's, interval without 0 (known, {segment})",
+                where,
+                _ahead,
+                table(source),
+                segment,
+            )
+        yield line("MRR not under that rival's (known, all)", where, _mrr, table(source))
+        yield line("coverage three times that rival's, or 0.8 (known, all)", where, _coverage, table(source))
+        yield line(f"tail {HIT} not under the best personalised rival's (known)", where, _tail, table(source))
+    yield line(
+        "cold users pooled: at most 0.02 under the best rivals, with certainty (known)",
+        "all three",
+        _cold,
+        [table(source) for source in THREE],
     )
-    found = table(results, source, "table2")
-    if found is None:
-        yield from (Line(goal, where) for goal in (*ahead.values(), mrr, cover, tail))
-        return
-    rival, personal = found.rival, found.personal_rival
-    for segment, goal in ahead.items():
-        said, low, _ = _difference(found, segment, rival)
-        yield Line(goal, where, said, low > 0)
-    ours, theirs = (found.value("known", model, "all", "MRR") for model in (OURS, rival))
-    yield Line(mrr, where, f"{ours:.3f}, {rival} {theirs:.3f}", ours >= theirs)
-    ours, theirs = (found.value("known", model, "all", COVERAGE) for model in (OURS, rival))
-    yield Line(cover, where, f"{ours:.1%}, {rival} {theirs:.1%}", ours >= min(0.8, 3 * theirs))
-    ours, theirs = (found.value("known", model, "tail", HIT) for model in (OURS, personal))
-    yield Line(tail, where, f"{ours:.3f}, {personal} {theirs:.3f}", ours >= theirs)
-
-
-def _cold(results: Path) -> Line:
-    """Cold users of the three sources, weighed by their number; the intervals taken as those of normal means."""
-    goal, where = "cold users pooled: at most 0.02 under the best rivals, with certainty (known)", "all three"
-    tables = [table(results, source, "table2") for source in THREE]
-    if None in tables:
-        return Line(goal, where)
-    parts = [one.interval("known", OURS, "cold", less(HIT, one.rival)) for one in tables if one is not None]
-    users = sum(part[3] for part in parts)
-    mean = sum(part[0] * part[3] for part in parts) / users
-    half = math.sqrt(sum(((part[2] - part[1]) / 2 * part[3]) ** 2 for part in parts)) / users
-    said = f"{mean:+.3f} [{mean - half:+.3f}, {mean + half:+.3f}], {users:,} users"
-    return Line(goal, where, said, mean - half >= -0.02)
-
-
-def _ciao(results: Path) -> Line:
-    goal, where = f"{HIT} not under popularity (known, all)", NAMES["ciao"]
-    found = table(results, "ciao", "table2")
-    if found is None:
-        return Line(goal, where)
-    popular = {
-        model: found.value("known", model, "all", HIT)
-        for model in found.models
-        if model.startswith("popularity")
-    }
-    best = max(popular, key=lambda model: popular[model])
-    ours = found.value("known", OURS, "all", HIT)
-    return Line(goal, where, f"{ours:.3f}, {best} {popular[best]:.3f}", ours >= popular[best])
-
-
-def _never_streamed(results: Path, source: str) -> Line:
-    goal = "titles never streamed are hit more often than by text alone (full)"
-    found = table(results, source, "table2")
-    if found is None:
-        return Line(goal, NAMES[source])
-    ours, text = (found.value("full", model, "never streamed", HIT) for model in (OURS, "LLM-KNN"))
-    return Line(goal, NAMES[source], f"{ours:.3f}, text {text:.3f}", ours > text)
-
-
-def _scarcity(results: Path, source: str) -> Iterator[Line]:
-    for share in ("0.05", "0.01"):
-        for other in (WITHOUT, POPULAR):
-            goal = f"{float(share):.0%} of the pairs kept: ahead of {other} (known, all)"
-            found = table(results, source, "scarcity", f"scarcity {share}")
-            if found is None:
-                yield Line(goal, NAMES[source])
-                continue
-            said, low, _ = _difference(found, "all", other)
-            yield Line(goal, NAMES[source], said, low > 0)
-
-
-def _oracle(results: Path) -> Line:
-    goal, where = "80% of the oracle's HR@10 for warm users (known)", NAMES["simulation"]
-    found = table(results, "simulation", "table2")
-    if found is None:
-        return Line(goal, where)
-    share = found.value("known", OURS, "warm", HIT) / found.value("known", ORACLE, "warm", HIT)
-    return Line(goal, where, f"{share:.0%}", share >= 0.8)
-
-
-def _speed(results: Path) -> Iterator[Line]:
-    path = results / "hgnn_training.csv"
-    rows = []
-    if path.exists():
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
+    yield line(
+        f"{HIT} not under popularity (known, all)",
+        NAMES["ciao"],
+        _not_under_popularity,
+        table("ciao"),
+    )
+    for source, where in NAMES.items():
+        yield line(
+            "titles never streamed are hit more often than by text alone (full)",
+            where,
+            _never_streamed,
+            table(source),
+        )
+    for source in THREE:
+        for share in ("0.05", "0.01"):
+            for other in (WITHOUT, POPULARITY):
+                yield line(
+                    f"{float(share):.0%} of the pairs kept: ahead of {other} (known, all)",
+                    NAMES[source],
+                    _ahead,
+                    table(source, "scarcity", f"scarcity {share}"),
+                    "all",
+                    other,
+                )
+    yield line(
+        "80% of the oracle's HR@10 for warm users (known)",
+        NAMES["simulation"],
+        _share_of_the_oracle,
+        table("simulation"),
+    )
     for batch in ("256", "8192"):
         goal = f"HGNN training ten times PyG's loader at batch {batch}"
-        ratios = {
-            int(row["nodes"]): float(row["ratio_to_pyg"])
-            for row in rows
-            if row["batch"] == batch and row["variant"] == "ours" and row["ratio_to_pyg"]
-        }
+        ratios = _ratios(results / "hgnn_training.csv", batch)
         if not ratios:
             yield Line(goal, "planted graph")
         for nodes, ratio in sorted(ratios.items()):
             yield Line(goal, f"planted graph, {nodes:,} nodes", f"{ratio:.1f} times", ratio >= 10)
-    goal, path = "a whole standard run within 10 minutes", results / "movietweetings" / "run.costs.csv"
+    yield line(
+        "a whole standard run within 10 minutes",
+        NAMES["movietweetings"],
+        _run,
+        results / "movietweetings" / "run.costs.csv",
+    )
+
+
+def _ahead(read: Read, segment: str, *start: str) -> Judged:
+    found = read()
+    other = WITHOUT if start == (WITHOUT,) else found.best(segment, *start)
+    value, low, high, users = found.less(other, segment)
+    return f"{value:+.3f} [{low:+.3f}, {high:+.3f}] against {other}, {users:,} users", low > 0
+
+
+def _mrr(read: Read) -> Judged:
+    found = read()
+    rival = found.best("all")
+    ours, theirs = (found.value("known", model, "all", "MRR") for model in (OURS, rival))
+    return f"{ours:.3f}, {rival} {theirs:.3f}", ours >= theirs
+
+
+def _coverage(read: Read) -> Judged:
+    found = read()
+    rival = found.best("all")
+    ours, theirs = (found.value("known", model, "all", COVERAGE) for model in (OURS, rival))
+    return f"{ours:.1%}, {rival} {theirs:.1%}", ours >= min(0.8, 3 * theirs)
+
+
+def _tail(read: Read) -> Judged:
+    found = read()
+    rival = found.best("all", *found.personal)
+    ours, theirs = (found.value("known", model, "tail", HIT) for model in (OURS, rival))
+    return f"{ours:.3f}, {rival} {theirs:.3f}", ours >= theirs
+
+
+def _cold(reads: Sequence[Read]) -> Judged:
+    """Weighed by the number of users; the intervals taken as those of normal means."""
+    parts = [found.less(found.best("cold"), "cold") for found in (read() for read in reads)]
+    users = sum(part[3] for part in parts)
+    mean = sum(part[0] * part[3] for part in parts) / users
+    half = math.sqrt(sum(((part[2] - part[1]) / 2 * part[3]) ** 2 for part in parts)) / users
+    return f"{mean:+.3f} [{mean - half:+.3f}, {mean + half:+.3f}], {users:,} users", mean - half >= -0.02
+
+
+def _not_under_popularity(read: Read) -> Judged:
+    found = read()
+    rival = found.best("all", POPULARITY)
+    ours, theirs = (found.value("known", model, "all", HIT) for model in (OURS, rival))
+    return f"{ours:.3f}, {rival} {theirs:.3f}", ours >= theirs
+
+
+def _never_streamed(read: Read) -> Judged:
+    found = read()
+    ours, text = (found.value("full", model, "never streamed", HIT) for model in (OURS, "LLM-KNN"))
+    return f"{ours:.3f}, text {text:.3f}", ours > text
+
+
+def _share_of_the_oracle(read: Read) -> Judged:
+    found = read()
+    share = found.value("known", OURS, "warm", HIT) / found.value("known", ORACLE, "warm", HIT)
+    return f"{share:.0%}", share >= 0.8
+
+
+def _ratios(path: Path, batch: str) -> dict[int, float]:
+    """How many times PyG's edges a second, by number of nodes."""
     if not path.exists():
-        yield Line(goal, NAMES["movietweetings"])
-        return
+        return {}
     with path.open(newline="", encoding="utf-8") as file:
-        seconds = sum(float(row["seconds"]) for row in csv.DictReader(file))
-    yield Line(goal, NAMES["movietweetings"], f"{seconds:,.0f} s, the sum of its tasks", seconds <= 600)
+        return {
+            int(row["nodes"]): float(row["ratio_to_pyg"])
+            for row in csv.DictReader(file)
+            if row["batch"] == batch and row["variant"] == "ours" and row["ratio_to_pyg"]
+        }
+
+
+def _run(path: Path) -> Judged:
+    with path.open(newline="", encoding="utf-8") as file:
+        seconds = {row["task"]: float(row["seconds"]) for row in csv.DictReader(file) if row["seconds"]}
+    total = sum(seconds[task] for task in CHAIN)  # a task without a figure is a run without one
+    return f"{total:,.0f} s, the sum of its tasks", total <= 600
 
 
 def page(lines: Sequence[Line]) -> str:

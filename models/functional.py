@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-_SMALLEST_NORM = 1e-6
+SMALLEST_NORM = 1e-6
 
 
 def l2_normalize(x: Tensor) -> Tensor:
@@ -17,5 +17,5 @@ def l2_normalize(x: Tensor) -> Tensor:
     """
     squared = x.square().sum(dim=-1, keepdim=True)
     # Asked this way round, a row that holds NaN stays NaN and is found by whoever checks the loss.
-    dead = squared <= _SMALLEST_NORM**2
+    dead = squared <= SMALLEST_NORM**2
     return torch.where(dead, 0.0, x) * torch.where(dead, 1.0, squared).rsqrt()

@@ -105,6 +105,7 @@ class HeteroGraphSAGE(nn.Module):
     ) -> dict[NodeType, Tensor]:
         """Embeddings of every item of a graph, cold ones (no neighbour) by induction from their features.
 
+        In use `audiorec.embeddings.embed_cut` has the last word on those (docs/adr/0013).
         See `embed_graph`, which takes the graph as features and neighbour lists.
         """
         features = {t: data[t].x for t in data.node_types}

@@ -42,8 +42,11 @@ def serve(settings: Settings) -> None:
     # A pickled model is never loaded, whoever asks MLflow for one.
     os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
     import torch
+    from threadpoolctl import threadpool_limits
 
     torch.set_num_threads(settings.serving.threads)
+    # BLAS was loaded with all cores; two threads that wait for each other on busy cores take milliseconds for a tower.
+    threadpool_limits(settings.serving.threads, "blas")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     # httpx logs addresses, and an address may hold an id.
     logging.getLogger("httpx").setLevel(logging.WARNING)

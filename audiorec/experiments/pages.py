@@ -355,15 +355,13 @@ def write(page: Page, results: Sequence[Result]) -> Path:
     found = figures(results, settings.evaluation, page.table.ablation)
     page.out.mkdir(parents=True, exist_ok=True)
     plot(found, page.table, settings.evaluation, page.out / f"{page.name}.png")
-    reference = reference_model(found, page.table.ablation)
-    others = [model for model in found.models if model != reference]
-    rows = pd.concat(
-        [
-            long_form(found, page.source, page.name, settings.evaluation),
-            differences(found, page.source, page.name, reference, others, settings.evaluation),
-        ],
-        ignore_index=True,
-    )
+    others = [model for model in found.models if model != OURS]
+    name = (page.source, page.name)
+    if page.table.ablation:
+        compared = [differences(found, *name, OURS, others, settings.evaluation)]
+    else:
+        compared = [differences(found, *name, other, [OURS], settings.evaluation) for other in others]
+    rows = pd.concat([long_form(found, *name, settings.evaluation), *compared], ignore_index=True)
     return finish_judged(page, results, rows, markdown(found, page.table, settings.evaluation), found.seeds)
 
 

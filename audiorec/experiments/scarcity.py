@@ -23,6 +23,8 @@ from audiorec.experiments.protocol import segment_mask
 from audiorec.experiments.tables import OURS, SHARES, WITHOUT, share_name
 
 POPULAR = "popularity, recent"
+AGAINST = (WITHOUT, POPULAR, "popularity, whole window")
+"""What 2T-HGNN is to be ahead of when little is known."""
 
 
 def write(page: Page, results: Sequence[Result]) -> Path:
@@ -37,9 +39,7 @@ def write(page: Page, results: Sequence[Result]) -> Path:
     for share, found in by_share.items():
         name = f"{page.name} {share:g}"
         tables.append(long_form(found, page.source, name, settings))
-        tables += [
-            differences(found, page.source, name, other, [OURS], settings) for other in (WITHOUT, POPULAR)
-        ]
+        tables += [differences(found, page.source, name, other, [OURS], settings) for other in AGAINST]
     rows = pd.concat(tables, ignore_index=True)
     _plot(by_share, page.out / f"{page.name}.png")
     seeds = by_share[SHARES[0]].seeds
@@ -91,7 +91,7 @@ def _markdown(by_share: Mapping[float, Figures], rows: pd.DataFrame) -> list[str
             "| against | " + " | ".join(share_name(share) for share in SHARES) + " |",
             "|---|" + "---|" * len(SHARES),
         ]
-        for other in (WITHOUT, POPULAR):
+        for other in AGAINST:
             lines.append(
                 f"| {other} | "
                 + " | ".join(_difference(rows, panel, other, share) for share in SHARES)

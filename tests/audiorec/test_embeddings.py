@@ -66,7 +66,7 @@ def test_only_linked_titles_with_a_text_count_for_the_mean_text_as_well():
         (np.eye(3, 2, dtype=np.float32), np.zeros(3, bool), 1),
         (np.eye(3, 2, dtype=np.float32), np.ones(3, bool), 0),
         (np.eye(3, 2, dtype=np.float32), np.array([True, True, False]), 2),
-        (np.ones((3, 2), np.float32), np.ones(3, bool), 0),
+        (np.ones((3, 2), np.float32), np.ones(3, bool), 2),
     ],
     ids=[
         "nobody has a text",
@@ -152,6 +152,9 @@ def test_titles_with_edges_are_the_models_and_so_are_lone_ones_without_a_text():
     by_model = embed_cut(TrainedHGNN(model, 0), text, graph)
     placed = embed_cut(TrainedHGNN(model, 10), text, graph)
     linked = has_edges(graph, "audiobook")
+    too_few = embed_cut(TrainedHGNN(model, int(linked.sum())), text, graph)
+    np.testing.assert_array_equal(too_few["audiobook"], by_model["audiobook"])
+    assert by_model["audiobook"][~linked].any(axis=1).sum() == (~linked).sum() - 1  # all but the wordless one
     np.testing.assert_array_equal(placed["audiobook"][linked], by_model["audiobook"][linked])
     np.testing.assert_array_equal(placed["audiobook"][wordless], by_model["audiobook"][wordless])
     others = ~linked

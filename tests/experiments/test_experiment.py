@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from audiorec.cli import app
 from audiorec.experiments import rivals, scarcity, tables
 from audiorec.experiments.pages import COLUMNS
 from audiorec.experiments.tables import TABLES
+from benchmarks.goals import goals
 
 if TYPE_CHECKING:
     from conftest import Chain
@@ -104,6 +106,31 @@ def test_the_csv_is_in_long_form_and_agrees_with_the_stored_metrics(made: Any, p
         assert own[panel, "tail", "HR@10"] == pytest.approx(stored[panel, "all", "tail HR@10"], abs=1e-5)
 
 
+def test_differences_of_the_csv_are_those_of_the_figures_and_of_the_page(made: Any, place: Any):
+    """And the page of goals finds them where they are."""
+    table = pd.read_csv(place.work / "pages" / "tiny" / "table2.csv", dtype={"seed": str})
+    means = table[table["seed"] == "mean"].set_index(["panel", "model", "segment", "metric"])["value"]
+    page = (place.work / "pages" / "tiny" / "table2.md").read_text()
+    reference = re.search(r"HR@10 warm against (.*) \[95%\]", page)[1]
+    for panel in ("known", "full"):
+        for model in set(MODELS) - {"2T-HGNN"}:
+            for segment in ("all", "warm", "cold"):
+                less = means[panel, "2T-HGNN", segment, f"HR@10 less {model}"]
+                both = [means[panel, one, segment, "HR@10"] for one in ("2T-HGNN", model)]
+                assert less == pytest.approx(both[0] - both[1], abs=2e-5)
+    (shown,) = table[
+        (table["panel"] == "known")
+        & (table["segment"] == "warm")
+        & (table["metric"] == f"HR@10 less {reference}")
+    ].itertuples()
+    assert f"| {shown.value:+.3f} [{shown.low:+.3f}, {shown.high:+.3f}] |" in page
+
+    results = place.work / "goals"
+    shutil.copytree(place.work / "pages" / "tiny", results / "online_retail")
+    lines = [one for one in goals(results) if one.data == "Online Retail" and "known" in one.goal]
+    assert {one.goal[:7] for one in lines if one.reached is None} == {"5% of t", "1% of t"}
+
+
 def test_a_second_time_nothing_is_computed(made: Any, place: Any):
     before = {path: path.stat().st_mtime_ns for path in (place.work / "store").rglob("manifest.json")}
     again = place("table3", "--source", place.source, "--seeds", "1")
@@ -137,6 +164,8 @@ def test_the_scarcity_page_has_a_column_a_share(made: Any, place: Any, monkeypat
     assert page.count("| model | 100% of pairs | 5% of pairs |") == 6
     table = pd.read_csv(place.work / "pages" / "tiny" / "scarcity.csv")
     assert set(table["table"]) == {"scarcity 1", "scarcity 0.05"}
+    less = table[(table["model"] == "2T-HGNN") & table["metric"].str.startswith("HR@10 less ")]
+    assert set(less["metric"]) == {f"HR@10 less {other}" for other in scarcity.AGAINST}
     # The whole share is the ordinary run of table 2, judged on the same users as every other share.
     ordinary = pd.read_csv(place.work / "pages" / "tiny" / "table2.csv")
     ours = [
