@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from audiorec.affinities import unit_rows
+from audiorec.affinities import EMPTY, unit_rows
 from audiorec.store import Manifest, Store
 
 if TYPE_CHECKING:
@@ -24,8 +24,6 @@ _INVERSE_TEMPERATURE = 10.0
 _COSINES = 10_000_000
 """Held at a time, at most; with what is needed to choose among them about 200 MB."""
 _CHUNK = 65_536
-_SAME = 1e-5
-"""Distance from the mean text under which a text is the mean one, as rounding leaves it."""
 
 
 @dataclass(frozen=True)
@@ -134,7 +132,7 @@ class TextNeighbors:
         summed = np.sum([text[some].sum(axis=0, dtype=np.float64) for some in chunks], axis=0)
         self._centre = (summed / len(rows)).astype(np.float32)
         lengths = np.concatenate([np.linalg.norm(text[some] - self._centre, axis=1) for some in chunks])
-        apart = lengths > _SAME
+        apart = lengths > EMPTY  # the others are the mean text, but for rounding
         self._rows, self._scale = rows[apart], (1 / lengths[apart]).astype(np.float32)
         if len(self._rows) > nearest:
             self._nearest = nearest

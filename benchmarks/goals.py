@@ -75,23 +75,22 @@ class Table:
         row = self._rows["known", OURS, segment, less(HIT, other)]
         return float(row["value"]), float(row["low"]), float(row["high"]), int(row["users"])
 
-    def best(self, segment: str, *start: str) -> str:
-        """The model, among those whose names start so, with the best hit rate on known titles. Raises KeyError."""
+    def best(self, segment: str, popular: bool | None = None) -> str:
+        """The rival with the best hit rate on known titles: of all, of popularities, or of the personalised ones.
+
+        Raises KeyError.
+        """
         rates = {
             key[1]: float(row["value"])
             for key, row in self._rows.items()
-            if key[0] == "known" and key[2:] == (segment, HIT) and key[1].startswith(start or "")
+            if key[0] == "known"
+            and key[2:] == (segment, HIT)
+            and key[1] not in (OURS, WITHOUT, ORACLE)
+            and popular in (None, key[1].startswith(POPULARITY))
         }
-        for own in (OURS, WITHOUT, ORACLE):
-            rates.pop(own, None)
         if not rates:
             raise KeyError(segment)
         return max(rates, key=lambda model: rates[model])
-
-    @property
-    def personal(self) -> tuple[str, ...]:
-        """Models whose lists differ between users."""
-        return tuple({key[1] for key in self._rows if not key[1].startswith(POPULARITY)})
 
 
 Read = Callable[[], Table]
@@ -147,14 +146,12 @@ def goals(results: Path) -> Iterator[Line]:
         )
     for source in THREE:
         for share in ("0.05", "0.01"):
-            for other in (WITHOUT, POPULARITY):
+            for other, judge in ((WITHOUT, _ahead_of_2t), (POPULARITY, _ahead_of_popularity)):
                 yield line(
                     f"{float(share):.0%} of the pairs kept: ahead of {other} (known, all)",
                     NAMES[source],
-                    _ahead,
+                    judge,
                     table(source, "scarcity", f"scarcity {share}"),
-                    "all",
-                    other,
                 )
     yield line(
         "80% of the oracle's HR@10 for warm users (known)",
@@ -177,9 +174,21 @@ def goals(results: Path) -> Iterator[Line]:
     )
 
 
-def _ahead(read: Read, segment: str, *start: str) -> Judged:
+def _ahead(read: Read, segment: str) -> Judged:
     found = read()
-    other = WITHOUT if start == (WITHOUT,) else found.best(segment, *start)
+    return _ahead_of(found, segment, found.best(segment))
+
+
+def _ahead_of_popularity(read: Read) -> Judged:
+    found = read()
+    return _ahead_of(found, "all", found.best("all", popular=True))
+
+
+def _ahead_of_2t(read: Read) -> Judged:
+    return _ahead_of(read(), "all", WITHOUT)
+
+
+def _ahead_of(found: Table, segment: str, other: str) -> Judged:
     value, low, high, users = found.less(other, segment)
     return f"{value:+.3f} [{low:+.3f}, {high:+.3f}] against {other}, {users:,} users", low > 0
 
@@ -200,7 +209,7 @@ def _coverage(read: Read) -> Judged:
 
 def _tail(read: Read) -> Judged:
     found = read()
-    rival = found.best("all", *found.personal)
+    rival = found.best("all", popular=False)
     ours, theirs = (found.value("known", model, "tail", HIT) for model in (OURS, rival))
     return f"{ours:.3f}, {rival} {theirs:.3f}", ours >= theirs
 
@@ -216,7 +225,7 @@ def _cold(reads: Sequence[Read]) -> Judged:
 
 def _not_under_popularity(read: Read) -> Judged:
     found = read()
-    rival = found.best("all", POPULARITY)
+    rival = found.best("all", popular=True)
     ours, theirs = (found.value("known", model, "all", HIT) for model in (OURS, rival))
     return f"{ours:.3f}, {rival} {theirs:.3f}", ours >= theirs
 

@@ -19,7 +19,13 @@ from audiorec.experiments.protocol import PANELS, SEGMENTS, TIERS, UNSTREAMED, s
 from audiorec.experiments.publish import commit, processor
 from audiorec.experiments.tables import OURS, WITHOUT, Table
 from audiorec.settings import Evaluation
-from models.metrics import bootstrap_interval, hit_rate_at_k, paired_bootstrap_interval, reciprocal_rank
+from models.metrics import (
+    Interval,
+    bootstrap_interval,
+    hit_rate_at_k,
+    paired_bootstrap_interval,
+    reciprocal_rank,
+)
 
 COLUMNS = ("source", "table", "panel", "model", "segment", "metric", "value", "low", "high", "users", "seed")
 """Of the CSV; `seed` is a number, or `mean` for the mean over seeds with its interval over users."""
@@ -154,27 +160,27 @@ def less(metric: str, other: str) -> str:
 
 
 def differences(
-    found: Figures, source: str, table: str, reference: str, models: Sequence[str], settings: Evaluation
+    found: Figures, source: str, table: str, pairs: Sequence[tuple[str, str]], settings: Evaluation
 ) -> pd.DataFrame:
-    """More rows of the CSV: hit rate of models less the reference's, each user's mean over seeds, paired."""
+    """More rows of the CSV: hit rate of a model less another's, for pairs of models, each user's mean over seeds."""
     rows = []
     for panel in PANELS:
         means = _mean_over_seeds(found.values[panel, found.metrics[0]])
-        theirs = means[:, found.models.index(reference)]
         for segment in SEGMENTS:
             inside = segment_mask(found.segment, segment) & _counted(found, panel)
             if not inside.any():
                 continue
-            for model in models:
-                against = paired_bootstrap_interval(
-                    means[inside, found.models.index(model)],
-                    theirs[inside],
-                    draws=settings.bootstrap,
-                    seed=settings.seed,
-                )
-                shared = (source, table, panel, model, segment, less(found.metrics[0], reference))
+            for model, other in pairs:
+                against = _paired(found, means[inside], model, other, settings)
+                shared = (source, table, panel, model, segment, less(found.metrics[0], other))
                 rows.append((*shared, against.mean, against.low, against.high, against.users, "mean"))
     return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def _paired(found: Figures, means: np.ndarray, model: str, other: str, settings: Evaluation) -> Interval:
+    """A model less another one, from values [users, models]."""
+    ours, theirs = (means[:, found.models.index(name)] for name in (model, other))
+    return paired_bootstrap_interval(ours, theirs, draws=settings.bootstrap, seed=settings.seed)
 
 
 def _cell(values: np.ndarray, inside: np.ndarray, number: int, seeds: bool) -> str:
@@ -224,12 +230,7 @@ def markdown(found: Figures, table: Table, settings: Evaluation) -> list[str]:
             order = sorted(order, key=lambda n: -_mean(means[inside, n]))  # type: ignore[assignment]
         for number in order:
             model = found.models[number]
-            against = paired_bootstrap_interval(
-                means[inside, number],
-                means[inside, found.models.index(reference)],
-                draws=settings.bootstrap,
-                seed=settings.seed,
-            )
+            against = _paired(found, means[inside], model, reference, settings)
             difference = (
                 f"{against.mean:+.3f} [{against.low:+.3f}, {against.high:+.3f}]" if inside.any() else "-"
             )
@@ -356,12 +357,14 @@ def write(page: Page, results: Sequence[Result]) -> Path:
     page.out.mkdir(parents=True, exist_ok=True)
     plot(found, page.table, settings.evaluation, page.out / f"{page.name}.png")
     others = [model for model in found.models if model != OURS]
-    name = (page.source, page.name)
-    if page.table.ablation:
-        compared = [differences(found, *name, OURS, others, settings.evaluation)]
-    else:
-        compared = [differences(found, *name, other, [OURS], settings.evaluation) for other in others]
-    rows = pd.concat([long_form(found, *name, settings.evaluation), *compared], ignore_index=True)
+    pairs = [(other, OURS) if page.table.ablation else (OURS, other) for other in others]
+    rows = pd.concat(
+        [
+            long_form(found, page.source, page.name, settings.evaluation),
+            differences(found, page.source, page.name, pairs, settings.evaluation),
+        ],
+        ignore_index=True,
+    )
     return finish_judged(page, results, rows, markdown(found, page.table, settings.evaluation), found.seeds)
 
 

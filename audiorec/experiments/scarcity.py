@@ -39,7 +39,8 @@ def write(page: Page, results: Sequence[Result]) -> Path:
     for share, found in by_share.items():
         name = f"{page.name} {share:g}"
         tables.append(long_form(found, page.source, name, settings))
-        tables += [differences(found, page.source, name, other, [OURS], settings) for other in AGAINST]
+        pairs = [(OURS, other) for other in AGAINST]
+        tables.append(differences(found, page.source, name, pairs, settings))
     rows = pd.concat(tables, ignore_index=True)
     _plot(by_share, page.out / f"{page.name}.png")
     seeds = by_share[SHARES[0]].seeds

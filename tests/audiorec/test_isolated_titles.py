@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from altered import with_changed_file
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -183,21 +183,11 @@ def test_a_chain_writes_what_its_own_result_embeds_and_results_of_older_code_sta
     for kind, vectors in embedded.items():
         np.testing.assert_array_equal(np.load(tiny_chain.open("train_hgnn", f"{cut}.{kind}.npy")), vectors)
 
+    def without_the_setting(old: Path, new: Path) -> None:
+        config = json.loads(old.read_text())
+        del config["text_neighbors"]
+        new.write_text(json.dumps(config))
+
     store = Store(str(tmp_path / "store"), str(tmp_path / "scratch"))
-    config = json.loads(tiny_chain.open("train_hgnn", "hgnn.json").read_text())
-    del config["text_neighbors"]
-    with store.working_folder() as folder:
-        (folder / "hgnn.json").write_text(json.dumps(config))
-        shutil.copy(tiny_chain.open("train_hgnn", "hgnn.safetensors"), folder / "hgnn.safetensors")
-        outputs = {path.name: path for path in folder.iterdir()}
-        older = store.commit(
-            dataset="train_hgnn",
-            key="2026-11-23",
-            fingerprint="older",
-            outputs=outputs,
-            inputs={},
-            settings={},
-            code="",
-            facts={},
-        )
+    older = with_changed_file(tiny_chain.store, manifest, "hgnn.json", without_the_setting, store)
     assert load_model(store, older).text_neighbors == 0

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 import pytest
+from altered import with_changed_file
 from mlflow import MlflowClient
 
 from audiorec.champion import Bundle, describe, pointer_name, read_pointer
@@ -32,7 +32,7 @@ from audiorec.judging import ArtistVectors, load_towers
 from audiorec.registry import CHALLENGER, CHAMPION, Registry, Version
 from audiorec.release import ReleaseControl
 from audiorec.runner import main, run_task
-from audiorec.store import MANIFEST, Manifest, Store
+from audiorec.store import MANIFEST, Store
 from audiorec.taskio import Inputs
 from models.metrics import hit_rate_at_k, paired_bootstrap_interval
 from tasks import promote
@@ -436,26 +436,6 @@ def test_the_candidates_figure_is_the_one_of_the_report(releases: Releases):
     counts = inputs["evaluate"].facts["counts"]
     assert candidate.users == counts["warm"] + counts["cold"] > 100
     assert candidate.insane == []
-
-
-def with_changed_file(
-    store: Store, source: Manifest, changed: str, write: Callable[[Path, Path], None]
-) -> Manifest:
-    """A result like `source`, one of its files written by a function of (old, new) path."""
-    with store.working_folder() as folder:
-        outputs = {name: folder / name for name in source.files}
-        for name, target in outputs.items():
-            (write if name == changed else shutil.copy)(store.open(source, name), target)
-        return store.commit(
-            dataset=source.dataset,
-            key=source.key,
-            fingerprint="feedfacefeedface",
-            outputs=outputs,
-            inputs={},
-            settings={},
-            code="",
-            facts={},
-        )
 
 
 @pytest.mark.parametrize(

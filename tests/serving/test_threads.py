@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 _ASK = """
-import json, sys
+import json
 import serving.__main__ as main
 from audiorec.settings import load_settings
 
