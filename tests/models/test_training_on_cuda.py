@@ -51,11 +51,13 @@ def test_embeddings_of_an_untrained_model_are_the_processors(planted, aggregator
 
 @pytest.mark.parametrize("aggregator", ["max", "mean", "sum"])
 def test_first_losses_are_the_processors_and_the_training_learns_the_same(planted, aggregator):
-    losses = {"cpu": [], "cuda": []}
-    histories = {
-        device: trainer_on(device, planted, aggregator).fit(lambda line: seen.append(line["loss"]))
-        for device, seen in losses.items()
-    }
+    losses, histories = {"cpu": [], "cuda": []}, {}
+    for device, seen in losses.items():
+
+        def note(line, seen=seen):
+            seen.append(line["loss"])
+
+        histories[device] = trainer_on(device, planted, aggregator).fit(note)
     # Sums of floats in another order part slowly: the first steps are the same, later ones are alike.
     torch.testing.assert_close(losses["cuda"][:5], losses["cpu"][:5], atol=1e-4, rtol=0)
     ours, theirs = (histories[device][-1]["mrr"] for device in ("cpu", "cuda"))
