@@ -353,38 +353,47 @@ def main_benchmark(options: argparse.Namespace, work: Path) -> None:
             "load": f"{load_before:.1f} before, {load_after:.1f} after",
             "errors": latency[kind].failed + busy[kind].failed,
         }
-        write_page(options, row, extra)
+        write_page(options, f"{row['titles']} {row['index']}", extra, row)
 
 
 def said(load: Load) -> str:
     return f"p50 {load.quantile(0.5):.2f} ms, p99 {load.quantile(0.99):.2f} ms, {dict(load.statuses)}"
 
 
-def write_page(options: argparse.Namespace, row: dict[str, Any], extra: dict[str, Any]) -> None:
-    """Put the row of this size into the table, and write the page from it."""
+def write_page(
+    options: argparse.Namespace, name: str, extra: dict[str, Any], row: dict[str, Any] | None = None
+) -> None:
+    """Keep what was found under a name, put the row of a size into the table, and write the page from all of it.
+
+    Args:
+        extra: what the page says besides the table; of an act that has no row, `said` is its sentence.
+    """
     options.out.mkdir(parents=True, exist_ok=True)
-    table, columns = options.out / "serving.csv", list(row)
-    rows = []
+    table = options.out / "serving.csv"
+    rows: list[dict[str, Any]] = []
     if table.exists():
         with table.open(newline="", encoding="utf-8") as file:
-            rows = [
-                one
-                for one in csv.DictReader(file)
-                if (one["titles"], one["index"]) != (str(row["titles"]), row["index"])
-            ]
-    rows = sorted([*rows, row], key=lambda one: (int(one["titles"]), one["index"]))
-    with table.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+            rows = list(csv.DictReader(file))
+    if row:
+        own = (str(row["titles"]), row["index"])
+        rows = sorted(
+            [*(one for one in rows if (one["titles"], one["index"]) != own), row],
+            key=lambda one: (int(one["titles"]), one["index"]),
+        )
+        with table.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, list(row), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
     notes = options.out / "serving.notes.json"
     kept = json.loads(notes.read_text()) if notes.exists() else {}
-    kept[f"{row['titles']} {row['index']}"] = {
-        **extra,
-        "command": "python -m benchmarks.serving " + " ".join(sys.argv[1:]),
-        "commit": commit(),
-    }
+    command = " ".join(["python -m benchmarks.serving", *sys.argv[1:]])
+    kept[name] = {**extra, "command": command, "commit": commit()}
     notes.write_text(json.dumps(kept, indent=1, sort_keys=True) + "\n")
+    (options.out / "serving.md").write_text("\n".join(page(rows, kept, options.queries)), encoding="utf-8")
+
+
+def page(rows: Sequence[dict[str, Any]], kept: dict[str, dict[str, Any]], queries: int) -> list[str]:
+    """Lines of the page: the table, what it rests on, and the acts that have no row in it."""
     lines = [
         "# The service under load",
         "",
@@ -406,7 +415,7 @@ def write_page(options: argparse.Namespace, row: dict[str, Any], extra: dict[str
     lines += [
         "",
         f"Exact: the scores of the {K} titles are the {K} best float32 inner products over the whole catalogue, on "
-        f"{options.queries:,} queries; of equal scores either title may stand.",
+        f"{queries:,} queries; of equal scores either title may stand.",
         "",
         "| titles, index | command | commit | load of the machine | memory of the service | failed requests |",
         "|---|---|---|---|---:|---:|",
@@ -414,15 +423,23 @@ def write_page(options: argparse.Namespace, row: dict[str, Any], extra: dict[str
     for one in rows:
         own = kept.get(f"{one['titles']} {one['index']}", {})
         lines.append(
-            f"| {int(one['titles']):,}, {one['index']} | `{own.get('command', '').strip()}` | `{own.get('commit', '')}` | "
+            f"| {int(one['titles']):,}, {one['index']} | `{own.get('command', '')}` | `{own.get('commit', '')}` | "
             f"{own.get('load', '')} | {own.get('memory', '')} MiB | {own.get('errors', '')} |"
         )
+    acts = {name: own for name, own in kept.items() if "said" in own}
+    if acts:
+        lines += ["", "| act | seen | command | commit |", "|---|---|---|---|"]
+        lines += [
+            f"| {name} | {own['said']} | `{own['command']}` | `{own['commit']}` |"
+            for name, own in acts.items()
+        ]
     lines += [
         "",
         f"Machine: {processor()}, {os.cpu_count()} cores, Python {platform.python_version()}. A load above the number of",
+        "cores says that other work ran on the machine at the time; latencies are then too long.",
+        "",
     ]
-    lines += ["cores says that other work ran on the machine at the time; latencies are then too long.", ""]
-    (options.out / "serving.md").write_text("\n".join(lines), encoding="utf-8")
+    return lines
 
 
 def swaps(options: argparse.Namespace, work: Path) -> None:
@@ -483,10 +500,13 @@ def swaps(options: argparse.Namespace, work: Path) -> None:
     finally:
         server.stop()
     failed = sum(n for status, n in statuses.items() if status != 200)
-    print(
-        f"{options.swaps - rollbacks} swaps and {rollbacks} rollbacks under {options.rate:g}/s: {sum(statuses.values()):,} requests, "
-        f"{failed} failed ({dict(statuses)}), {mixed} answers that mix versions, p99 {np.quantile(took, 0.99):.1f} ms, load {os.getloadavg()[0]:.1f}"
+    seen = (
+        f"{options.swaps - rollbacks} swaps and {rollbacks} rollbacks under {options.rate:g} requests a second, {titles:,} titles: "
+        f"{sum(statuses.values()):,} requests, {failed} failed, {mixed} answers that mix versions; p99 {np.quantile(took, 0.99):.0f} ms, "
+        f"load {os.getloadavg()[0]:.1f}"
     )
+    print(seen, dict(statuses))
+    write_page(options, "swaps", {"said": seen})
     if failed or mixed:
         raise SystemExit(1)
 
@@ -497,18 +517,28 @@ def soak(options: argparse.Namespace, work: Path) -> None:
     release = synthetic_release.make(store, options.titles, USERS, 1, options.exact_limit)
     write_pointer(store, load_settings().release.model_name, "1", release)
     server = Server(work, free_port(), workers=options.workers, threads=options.threads)
-    first = 0.0
+    by_minute: list[float] = []
+    statuses = Counter[int]()
     try:
         for minute in range(int(options.soak_minutes)):
             found = asyncio.run(open_loop(server.port, options.rate, 60.0, seed=minute))
-            memory = server.memory_mb()
-            first = first or memory
+            by_minute.append(server.memory_mb())
+            statuses += found.statuses
             print(
-                f"minute {minute + 1}: {memory:.0f} MiB ({memory / first - 1:+.1%}), p99 {found.quantile(0.99):.1f} ms, {dict(found.statuses)}",
+                f"minute {minute + 1}: {by_minute[-1]:.0f} MiB ({by_minute[-1] / by_minute[0] - 1:+.1%}), "
+                f"p99 {found.quantile(0.99):.1f} ms, {dict(found.statuses)}",
                 flush=True,
             )
     finally:
         server.stop()
+    half = len(by_minute) // 2
+    seen = (
+        f"{len(by_minute)} minutes at {options.rate:g} requests a second, {options.titles:,} titles: {statuses.total():,} requests, "
+        f"{statuses.total() - statuses[200]} failed; memory {by_minute[0]:.0f} MiB after the first minute, {by_minute[half]:.0f} in the "
+        f"middle, {by_minute[-1]:.0f} at the end, {max(by_minute):.0f} at most; load {os.getloadavg()[0]:.1f}"
+    )
+    print(seen)
+    write_page(options, "soak", {"said": seen})
 
 
 def main() -> None:
