@@ -20,7 +20,16 @@ from audiorec import cluster_cli, dates_cli, oncall_cli, privacy_cli, release_cl
 from audiorec.chain import CHAIN
 from audiorec.errors import ExitCode
 from audiorec.settings import SETTINGS_VARIABLE, Settings
-from audiorec.terminal import AsOf, Profile, SettingsFile, console, errors, plain_errors, settings_of
+from audiorec.terminal import (
+    AsOf,
+    Profile,
+    SettingsFile,
+    console,
+    errors,
+    plain_errors,
+    settings_in_use,
+    settings_of,
+)
 
 app = typer.Typer(
     help="Audiobook recommendations with 2T-HGNN, as an Airflow workflow.",
@@ -44,11 +53,11 @@ def _yesterday() -> date:
 def demo(profile: Profile = "standard", settings_file: SettingsFile = None) -> None:
     """Sample tables, Airflow and MLflow, one real run of the DAG, recommendations. The services stay up."""
     with plain_errors():
+        from audiorec.stack.control import MODEL_VARIABLE
         from audiorec.stack.control import status as stack_status
         from audiorec.stack.preflight import preflight
 
-        # The demo's champion must never be compared with one of your own tables: it is another registered model.
-        os.environ.setdefault("AUDIOREC_RELEASE__MODEL_NAME", DEMO_MODEL)
+        os.environ.setdefault(MODEL_VARIABLE, DEMO_MODEL)
         settings = settings_of(settings_file)
         if not stack_status(settings).running:
             preflight(settings)
@@ -193,7 +202,7 @@ def status(
         from audiorec.stack import control
         from audiorec.store import Store
 
-        settings = settings_of(settings_file)
+        settings = settings_in_use(settings_file)
         state = control.status(settings)
         parts = (
             ", ".join(f"{name} {word}" for name, word in state.services.items())
@@ -393,7 +402,7 @@ def doctor(settings_file: SettingsFile = None) -> None:
     held: dict[str, Settings] = {}
 
     def read() -> str:
-        held["settings"] = settings_of(settings_file)
+        held["settings"] = settings_in_use(settings_file)
         return str(settings_file or os.environ.get(SETTINGS_VARIABLE) or "defaults")
 
     check("settings", read)

@@ -25,10 +25,11 @@ def cluster(
     with plain_errors():
         from audiorec.cli import DEMO_MODEL, sample_tables, trigger_and_show
         from audiorec.settings import as_toml, load_settings
+        from audiorec.stack.control import MODEL_VARIABLE
         from audiorec.stack.layout import write_private
         from audiorec.stack.servers import Servers, cluster_settings
 
-        os.environ.setdefault("AUDIOREC_RELEASE__MODEL_NAME", DEMO_MODEL)
+        os.environ.setdefault(MODEL_VARIABLE, DEMO_MODEL)
         settings = settings_of(settings_file)
         servers = Servers.of(settings)
         servers.start(say=lambda text: console.print(text))

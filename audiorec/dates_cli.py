@@ -13,7 +13,7 @@ from rich.table import Table
 from audiorec.chain import CHAIN
 from audiorec.errors import BadSettings
 from audiorec.settings import Settings
-from audiorec.terminal import Profile, SettingsFile, add_row, console, plain_errors, settings_of
+from audiorec.terminal import Profile, SettingsFile, add_row, console, plain_errors, settings_in_use
 
 Day = Annotated[datetime, typer.Argument(formats=["%Y-%m-%d"])]
 MAX_DAYS = 1_000
@@ -90,7 +90,7 @@ def backfill(
         from audiorec.stack import control, layout
         from audiorec.stack.client import AirflowClient
 
-        settings = settings_of(settings_file, profile)
+        settings = settings_in_use(settings_file, profile)
         days = days_between(first.date(), last.date())
         yesterday = (datetime.now(UTC) - timedelta(days=1)).date()
         if days[-1] > yesterday:

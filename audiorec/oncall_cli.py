@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from audiorec.terminal import SettingsFile, plain_errors, settings_of
+from audiorec.terminal import SettingsFile, plain_errors, settings_in_use
 
 
 def register(app: typer.Typer) -> None:
@@ -26,4 +26,4 @@ def watch(
 
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
         logging.getLogger("httpx").setLevel(logging.WARNING)
-        watchdog.watch(settings_of(settings_file), once=once)
+        watchdog.watch(settings_in_use(settings_file), once=once)

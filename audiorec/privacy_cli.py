@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from audiorec.terminal import SettingsFile, console, plain_errors, settings_of
+from audiorec.terminal import SettingsFile, console, plain_errors, settings_in_use
 
 
 def register(app: typer.Typer) -> None:
@@ -25,7 +25,7 @@ def forget(
     with plain_errors():
         from audiorec import forget as forgetting
 
-        receipt = forgetting.forget(settings_of(settings_file), user)
+        receipt = forgetting.forget(settings_in_use(settings_file), user)
         console.print(
             f"forgotten since {receipt.since:%Y-%m-%d %H:%M} UTC; pseudonym {receipt.pseudonym}",
             highlight=False,
@@ -55,7 +55,7 @@ def forgotten(settings_file: SettingsFile = None) -> None:
         from audiorec import forget as forgetting
         from audiorec.store import Store
 
-        settings = settings_of(settings_file)
+        settings = settings_in_use(settings_file)
         store = Store(settings.store.uri, settings.store.scratch)
         table = Table("pseudonym", "since (UTC)", "stored versions that hold the user", header_style="dim")
         for name, held in forgetting.holdings_by_user(store).items():

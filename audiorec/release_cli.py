@@ -11,7 +11,7 @@ from rich.table import Table
 
 from audiorec.errors import BadSettings
 from audiorec.settings import HOLD_DAYS
-from audiorec.terminal import SettingsFile, add_row, console, plain_errors, settings_of
+from audiorec.terminal import SettingsFile, add_row, console, plain_errors, settings_in_use
 
 Reason = Annotated[str, typer.Option("--reason", help="Why; it stays in the history.")]
 
@@ -99,7 +99,7 @@ def history(
         from audiorec.history import History
         from audiorec.store import Store
 
-        settings = settings_of(settings_file)
+        settings = settings_in_use(settings_file)
         record = History(Store(settings.store.uri, settings.store.scratch), settings.release.model_name)
         table = Table(
             title=f"Releases of {settings.release.model_name}", title_justify="left", show_lines=True
@@ -130,7 +130,7 @@ def gc(
     with plain_errors():
         from audiorec.retention import collect
 
-        collected = collect(settings_of(settings_file), apply=apply)
+        collected = collect(settings_in_use(settings_file), apply=apply)
         if each:
             for item in collected.items:
                 console.print(
@@ -153,4 +153,4 @@ def gc(
 def _control(settings_file: Path | None) -> Any:
     from audiorec.release import ReleaseControl
 
-    return ReleaseControl(settings_of(settings_file))
+    return ReleaseControl(settings_in_use(settings_file))

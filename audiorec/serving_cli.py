@@ -35,7 +35,7 @@ def recommend(
     settings_file: SettingsFile = None,
 ) -> None:
     """Audiobooks for one user, with reasons, from the champion."""
-    from audiorec.terminal import console, plain_errors, settings_of
+    from audiorec.terminal import console, plain_errors, settings_in_use
 
     with plain_errors():
         from audiorec.demo import recommendation_table
@@ -43,7 +43,7 @@ def recommend(
         from audiorec.recommend import Asked, Recommender
         from audiorec.withheld import Withheld
 
-        settings = settings_of(settings_file)
+        settings = settings_in_use(settings_file)
         recommender = Recommender.champion(settings)
         withheld = Withheld(settings.serving, Forgotten(settings))
         if withheld.is_forgotten(user_id):
@@ -66,13 +66,13 @@ def faithfulness(
     settings_file: SettingsFile = None,
 ) -> None:
     """Measure whether the champion's reasons are true: what scores lose when their evidence is taken away."""
-    from audiorec.terminal import console, plain_errors, settings_of
+    from audiorec.terminal import console, plain_errors, settings_in_use
 
     with plain_errors():
         from audiorec.faithfulness import measure, write
         from audiorec.recommend import Recommender
 
-        recommender = Recommender.champion(settings_of(settings_file))
+        recommender = Recommender.champion(settings_in_use(settings_file))
         found = measure(recommender, users, seed=seed)
         page = write(found, recommender, out, f"audiorec faithfulness --users {users} --seed {seed}")
         console.print(

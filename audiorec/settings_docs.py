@@ -30,6 +30,9 @@ All settings live in one place, `audiorec/settings.py`. A run takes them from th
 4. the profile's overlay (`--profile`, or the Param `profile` in Airflow);
 5. environment variables: `AUDIOREC_<GROUP>__<FIELD>`, for example `AUDIOREC_TIME__WINDOW_DAYS=60`.
 
+Commands that look at what is there (`status`, `recommend`, `rollback`, `history`, `backfill`, `forget`, `watch` and so on)
+and are given no file take the file, the tables and the store of the services that run here.
+
 `none` below means that nothing is set; a TOML file cannot say it, so leave the field out. A TOML file has one
 table a group:
 

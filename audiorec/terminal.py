@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -60,3 +61,20 @@ def settings_of(path: Path | None, profile: str | None = None, **overrides: Any)
 
         settings = load_settings(path, profile, **overrides, mlflow={"uri": mlflow_address(settings)})
     return settings
+
+
+def settings_in_use(path: Path | None, profile: str | None = None) -> Settings:
+    """The settings for looking at what is there: those of the services that run here, unless others are named.
+
+    So `audiorec status` and `audiorec recommend` answer about what `make demo` or `make run SOURCE=... SETTINGS=...` has
+    started, without being told all of it again.
+    """
+    overrides: dict[str, Any] = {}
+    if path is None and SETTINGS_VARIABLE not in os.environ:
+        from audiorec.stack.control import started_with
+
+        path, told = started_with(load_settings())
+        for group, values in told.items():
+            if not any(name.startswith(f"AUDIOREC_{group.upper()}") for name in os.environ):
+                overrides[group] = values
+    return settings_of(path, profile, **overrides)

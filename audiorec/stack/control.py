@@ -17,7 +17,7 @@ from typing import Any
 import httpx
 from filelock import FileLock, Timeout
 
-from audiorec.settings import Settings
+from audiorec.settings import SETTINGS_VARIABLE, WHERE, Settings
 from audiorec.stack.client import AirflowClient, AirflowError
 from audiorec.stack.layout import (
     DAG_ID,
@@ -40,6 +40,8 @@ START_SECONDS = 120.0
 STOP_SECONDS = 30.0
 LOCK_SECONDS = 150.0
 UP = ("preparing", "running")
+MODEL_VARIABLE = "AUDIOREC_RELEASE__MODEL_NAME"
+"""Set by the demo, whose champion must never be compared with one of somebody's own tables."""
 
 Say = Callable[[str], None]
 
@@ -61,6 +63,20 @@ class Status:
     error: str | None = None
     seconds: float | None = None
     """How long `start` took; None if everything was up already."""
+
+
+def started_with(settings: Settings) -> tuple[Path | None, dict[str, dict[str, Any]]]:
+    """Settings file, and groups of settings beside it, that services running in this home were told; nothing if none run."""
+    layout = Layout.of(settings)
+    state = read_state(layout.state)
+    if state is None or supervisor_of(state) is None:
+        return None, {}
+    told = json.loads(layout.plan.read_text(encoding="utf-8"))["environment"]
+    groups = {group: json.loads(told[f"AUDIOREC_{group.upper()}"]) for group in WHERE}
+    if MODEL_VARIABLE in told:
+        groups["release"] = {"model_name": told[MODEL_VARIABLE]}
+    file = told.get(SETTINGS_VARIABLE)
+    return Path(file) if file else None, groups
 
 
 def start(
@@ -267,7 +283,7 @@ def _digest(env: Mapping[str, str]) -> str:
         name: value for name, value in env.items() if name.startswith(("AIRFLOW", "AUDIOREC_", "MLFLOW_"))
     }
     told["python"] = sys.executable
-    named = env.get("AUDIOREC_SETTINGS")
+    named = env.get(SETTINGS_VARIABLE)
     if named and Path(named).exists():
         told["settings"] = Path(named).read_text(encoding="utf-8")
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()

@@ -16,6 +16,7 @@ import pytest
 from audiorec.settings import Settings, load_settings
 from audiorec.stack import control, layout, preflight
 from audiorec.stack.layout import Layout, StackError
+from audiorec.terminal import settings_in_use
 
 
 @pytest.fixture
@@ -179,3 +180,52 @@ def test_all_problems_are_said_at_once(settings: Settings, monkeypatch: pytest.M
     monkeypatch.setattr(preflight, "memory_problems", lambda: ["no memory"])
     with pytest.raises(StackError, match="- no disk\n- no memory"):
         preflight.preflight(settings)
+
+
+@pytest.fixture
+def started(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    """Services that run (this process stands for their supervisor), started with a file, tables and a model of their own."""
+    monkeypatch.chdir(tmp_path)
+    for name in [name for name in os.environ if name.startswith("AUDIOREC_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AUDIOREC_SERVICES", json.dumps({"home": settings.services.home}))
+    (tmp_path / "mine.toml").write_text("[time]\nwindow_days = 60\n", encoding="utf-8")
+    where = Layout.of(settings)
+    where.make()
+    told = layout.environment(
+        settings,
+        "stack-1",
+        settings_file=Path("mine.toml"),
+        base={control.MODEL_VARIABLE: "of_the_demo"},
+    )
+    where.plan.write_text(json.dumps({"environment": told}), encoding="utf-8")
+    me = {"pid": os.getpid(), "started": psutil.Process().create_time()}
+    where.state.write_text(json.dumps({"supervisor": me}), encoding="utf-8")
+    return settings
+
+
+def test_commands_that_look_use_what_the_services_were_started_with(started: Settings, tmp_path: Path):
+    found = settings_in_use(None)
+    assert found.time.window_days == 60
+    assert found.source.uri == str(tmp_path / "data" / "mine")
+    assert found.release.model_name == "of_the_demo"
+
+
+def test_what_is_named_wins_over_what_the_services_were_started_with(
+    started: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv(control.MODEL_VARIABLE, "another")
+    monkeypatch.setenv("AUDIOREC_SOURCE__URI", "their/tables")
+    assert settings_in_use(None).release.model_name == "another"
+    assert settings_in_use(None).source.uri == "their/tables"
+    (tmp_path / "other.toml").write_text("[time]\nwindow_days = 30\n", encoding="utf-8")
+    assert settings_in_use(tmp_path / "other.toml").time.window_days == 30
+    monkeypatch.setenv("AUDIOREC_SETTINGS", str(tmp_path / "other.toml"))
+    assert settings_in_use(None).time.window_days == 30
+
+
+def test_services_that_have_ended_say_nothing_of_the_settings(started: Settings):
+    state = Layout.of(started).state
+    state.write_text(json.dumps({"supervisor": {"pid": os.getpid(), "started": 1.0}}), encoding="utf-8")
+    assert settings_in_use(None).release.model_name == load_settings().release.model_name
+    assert settings_in_use(None).time.window_days == load_settings().time.window_days
