@@ -129,7 +129,7 @@ def _plot(by_share: Mapping[float, Figures], target: Path) -> None:
         axis.set_xscale("log")
         axis.set_xticks(SHARES, [f"{share:.0%}" for share in SHARES])
         axis.minorticks_off()
-        axis.set_xlabel("audiobook pairs kept for training and judging (share, log scale)")
+        axis.set_xlabel("share of audiobook pairs kept (log scale)")
         axis.set_title({"known": "titles streamed before the split", "full": "all published titles"}[panel])
         axis.grid(alpha=0.3)
     axes[0].set_ylabel(f"{some.metrics[0]} (share of users)")
