@@ -169,6 +169,7 @@ class Server:
         groups = {
             "STORE": {"uri": str(work / "store"), "scratch": str(work / "scratch")},
             "SERVICES": {"home": str(work / "home"), "serving_port": port},
+            "PRIVACY": {"user_ids": "as_given"},  # the made-up users have no other names
             "SERVING": {
                 "follow": "pointer",
                 "poll_seconds": 0.2,
@@ -195,8 +196,10 @@ class Server:
         while time.monotonic() < until:
             assert self.process.poll() is None, self.log.read_text()[-3000:]
             try:
-                if httpx.get(f"http://127.0.0.1:{self.port}/readyz", timeout=5).status_code == 200:
+                found = httpx.get(f"http://127.0.0.1:{self.port}/readyz", timeout=5)
+                if found.status_code == 200:
                     return
+                assert not found.json().get("refused"), found.text
             except httpx.HTTPError:
                 pass
             time.sleep(0.3)
