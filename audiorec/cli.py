@@ -403,7 +403,11 @@ def doctor(settings_file: SettingsFile = None) -> None:
 
     def read() -> str:
         held["settings"] = settings_in_use(settings_file)
-        return str(settings_file or os.environ.get(SETTINGS_VARIABLE) or "defaults")
+        return str(
+            settings_file
+            or os.environ.get(SETTINGS_VARIABLE)
+            or "defaults, or those of the services that run here"
+        )
 
     check("settings", read)
     check("Python", lambda: sys.version.split()[0])

@@ -356,11 +356,16 @@ def main_benchmark(options: argparse.Namespace, work: Path) -> None:
             "load": f"{load_before:.1f} before, {load_after:.1f} after",
             "errors": latency[kind].failed + busy[kind].failed,
         }
-        write_page(options, f"{row['titles']} {row['index']}", extra, row)
+        write_page(options, name_of(row), extra, row)
 
 
 def said(load: Load) -> str:
     return f"p50 {load.quantile(0.5):.2f} ms, p99 {load.quantile(0.99):.2f} ms, {dict(load.statuses)}"
+
+
+def name_of(row: dict[str, Any]) -> str:
+    """What a row of the table is kept under."""
+    return f"{row['titles']} {row['index']}"
 
 
 def write_page(
@@ -378,9 +383,8 @@ def write_page(
         with table.open(newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
     if row:
-        own = (str(row["titles"]), row["index"])
         rows = sorted(
-            [*(one for one in rows if (one["titles"], one["index"]) != own), row],
+            [*(one for one in rows if name_of(one) != name), row],
             key=lambda one: (int(one["titles"]), one["index"]),
         )
         with table.open("w", newline="", encoding="utf-8") as file:
@@ -409,7 +413,7 @@ def page(rows: Sequence[dict[str, Any]], kept: dict[str, dict[str, Any]], querie
         "|---:|---|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for one in rows:
-        own = kept.get(f"{one['titles']} {one['index']}", {})
+        own = kept.get(name_of(one), {})
         lines.append(
             f"| {int(one['titles']):,} | {one['index']} | {one['rate']} | {one['p50_ms']} | {one['p99_ms']} | "
             f"{float(one['exact_share']):.2%} | {own.get('recall', '')} | {own.get('throughput', '')}/s | "
@@ -424,7 +428,7 @@ def page(rows: Sequence[dict[str, Any]], kept: dict[str, dict[str, Any]], querie
         "|---|---|---|---|---:|---:|",
     ]
     for one in rows:
-        own = kept.get(f"{one['titles']} {one['index']}", {})
+        own = kept.get(name_of(one), {})
         lines.append(
             f"| {int(one['titles']):,}, {one['index']} | `{own.get('command', '')}` | `{own.get('commit', '')}` | "
             f"{own.get('load', '')} | {own.get('memory', '')} MiB | {own.get('errors', '')} |"

@@ -17,6 +17,7 @@ from models.edges import (
     EdgeType,
     graph_from_links,
 )
+from models.sampler import seeded_generator
 
 
 @st.composite
@@ -46,6 +47,18 @@ def community_links(size: int, share: float, generator: torch.Generator) -> dict
             pairs.append(torch.stack([i[keep], j[keep]]) + community * size)
         links[link_type] = torch.cat(pairs, dim=1)
     return links
+
+
+def planted_communities(size: int, share: float, width: int) -> tuple[dict[str, Tensor], dict[EdgeType, Csr]]:
+    """Features [2 size, width] a node type and the graph of `community_links`.
+
+    The features are noise, so that only co-listening can tell the two communities apart.
+    """
+    counts = {AUDIOBOOK: 2 * size, PODCAST: 2 * size}
+    features = {
+        t: torch.randn(n, width, generator=seeded_generator(4, i)) for i, (t, n) in enumerate(counts.items())
+    }
+    return features, graph_from_links(community_links(size, share, seeded_generator(3)), counts)
 
 
 def pairs_of(csr: Csr) -> set[tuple[int, int]]:

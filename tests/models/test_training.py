@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from planted_graphs import community_links
+from planted_graphs import planted_communities
 
 from models.edges import (
     AUDIOBOOK,
@@ -16,7 +16,6 @@ from models.edges import (
     links_of_graph,
 )
 from models.hgnn import HeteroGraphSAGE
-from models.sampler import seeded_generator
 from models.training import HGNNTrainer, TrainingConfig
 
 SIZE = 15
@@ -29,12 +28,7 @@ CONFIG = TrainingConfig(
 
 @pytest.fixture(scope="module")
 def planted():
-    """Two communities; features are noise, so that only co-listening can tell them apart."""
-    graph = graph_from_links(community_links(SIZE, 0.4, seeded_generator(3)), COUNTS)
-    features = {
-        t: torch.randn(n, 16, generator=seeded_generator(4, i)) for i, (t, n) in enumerate(COUNTS.items())
-    }
-    return features, graph
+    return planted_communities(SIZE, 0.4, 16)
 
 
 def trainer_of(planted, config=CONFIG, **changes):

@@ -4,17 +4,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from planted_graphs import community_links
+from planted_graphs import planted_communities
 
-from models.edges import AUDIOBOOK, PODCAST, graph_from_links
 from models.hgnn import HeteroGraphSAGE
-from models.sampler import seeded_generator
 from models.training import HGNNTrainer, TrainingConfig
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 
-SIZE = 60
-COUNTS = {AUDIOBOOK: 2 * SIZE, PODCAST: 2 * SIZE}
 CONFIG = TrainingConfig(
     batch_size=64, max_epochs=4, patience=4, num_negatives=4, fanouts=(6, 4), validation_negatives=50, seed=1
 )
@@ -22,11 +18,7 @@ CONFIG = TrainingConfig(
 
 @pytest.fixture(scope="module")
 def planted():
-    graph = graph_from_links(community_links(SIZE, 0.3, seeded_generator(3)), COUNTS)
-    features = {
-        t: torch.randn(n, 32, generator=seeded_generator(4, i)) for i, (t, n) in enumerate(COUNTS.items())
-    }
-    return features, graph
+    return planted_communities(60, 0.3, 32)
 
 
 def trainer_on(device, planted, aggregator="max", config=CONFIG):
