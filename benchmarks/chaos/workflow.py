@@ -184,6 +184,8 @@ def clustered(
             lab, name, services={"mlflow_port": mlflow_port}, release={"model_name": name.replace("-", "_")}
         )
         servers = Servers.of(draft.settings)
+        # A file system that an earlier cluster left in this process's cache speaks to that one's port.
+        fsspec.get_filesystem_class("s3").clear_instance_cache()
         servers.start(say=lambda _: None)
         ends.callback(servers.stop)
         targets = {"MLflow": mlflow_port, "Postgres": servers.postgres_port, "store": servers.s3_port}
@@ -193,7 +195,7 @@ def clustered(
         ports = {**targets, **{what: relay.port for what, relay in relays.items()}}
         variables = {**servers.environment, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{ports['store']}"}
         ends.enter_context(patch.dict(os.environ, variables))
-        fsspec.filesystem("s3").invalidate_cache()
+        fsspec.get_filesystem_class("s3").clear_instance_cache()
         groups = cluster_settings(draft.settings, servers, workers=workers)
         groups["services"]["database_url"] = servers.database_url.replace(
             f":{servers.postgres_port}/", f":{ports['Postgres']}/"
