@@ -442,10 +442,10 @@ class Store:
         if self.is_local:
             final = Path(target)
             final.parent.mkdir(parents=True, exist_ok=True)
-            with path.open("rb+") as file:
-                os.fsync(file.fileno())
             temporary = final.with_name(f".{uuid.uuid4().hex}")
-            shutil.move(path, temporary)
+            shutil.move(path, temporary)  # from another file system it is a copy, which is not on the disk yet
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
             temporary.replace(final)
         else:
             self.fs.put_file(str(path), target)

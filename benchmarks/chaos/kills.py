@@ -256,7 +256,7 @@ def fault_points(lab: Lab, seed: int, short: bool) -> list[Row]:
     """Die, or fail, before and after every step of a commit; a result over nothing, and one over another."""
     chance = random.Random(seed)
     most = 4 if short else 16
-    tried, mixed, equal, shown = 0, [], 0, Counter[str]()
+    tried, withstood, mixed, equal, shown = 0, 0, [], 0, Counter[str]()
     notes = []
     # `extract` commits a day partition after the other, `promote` moves the alias and the pointer: samples of theirs.
     for task in (
@@ -288,8 +288,10 @@ def fault_points(lab: Lab, seed: int, short: bool) -> list[Row]:
             found = place.store.versions(task, AS_OF.isoformat()) if not problems else []
             shown["new" if found else "nothing"] += 1
             mixed += [f"{where}: {problem}" for problem in problems]
-            if ended.code == 0:
-                mixed.append(f"{where}: it ended well, the fault never came")
+            survived = ended.code == 0
+            if survived and not (error and result_of(place, task) == clean):
+                mixed.append(f"{where}: it ended well, and without an undisturbed run's result")
+            withstood += survived
             if task == "promote":
                 mixed += _mixed_release(place, where)
             again = place.fork(task, AS_OF)
@@ -303,7 +305,8 @@ def fault_points(lab: Lab, seed: int, short: bool) -> list[Row]:
             "a death or an error before or after any write, fsync, rename or link: nothing readable, or all of it",
             f"{len(mixed)} mixed of {tried}",
             not mixed,
-            f"{'; '.join(notes)} points; afterwards visible: {dict(shown)}. {'; '.join(mixed[:10])}",
+            f"{'; '.join(notes)} points; afterwards visible: {dict(shown)}; "
+            f"{withstood} errors withstood (a move that fails becomes a copy). {'; '.join(mixed[:10])}",
         ),
         Row("the next run's result equals an undisturbed one's", f"{equal} of {tried}", equal == tried),
         Row(

@@ -326,6 +326,22 @@ def test_two_runs_from_nothing_write_equal_bytes(tmp_path: Path):
     assert manifests[0] == manifests[1]
 
 
+def test_a_days_bytes_do_not_depend_on_the_days_written_with_it(tmp_path: Path):
+    """Nor on NULLs in these: from statistics DuckDB would tell that a column has none, and write it in another way."""
+    connection = clean_tables()
+    for name in EVENT_TABLES:
+        connection.execute(
+            f"INSERT INTO {name} SELECT NULL, NULL, event, occurred_at, NULL FROM {name} "
+            "WHERE CAST(occurred_at AS DATE) = DATE '2026-02-03' LIMIT 5"
+        )
+    settings, result = extract(connection, tmp_path / "together")
+    together = {day: manifest.to_bytes() for day, manifest in partitions(settings, result).items()}
+    alone, _ = extract(connection, tmp_path / "alone", AS_OF - ONE_DAY)
+    second = run_task("extract", alone, AS_OF)
+    assert second["notes"][-1].startswith("1 day partition(s) written")
+    assert {day: manifest.to_bytes() for day, manifest in partitions(alone, second).items()} == together
+
+
 LATER = {
     "events of later days": """
         INSERT INTO music_events VALUES ('u1', 't1', 'stream', TIMESTAMP '2026-02-11 00:00:00', 60);
@@ -335,6 +351,12 @@ LATER = {
     "titles published later": """
         INSERT INTO audiobooks (audiobook_id, title, published_on) VALUES ('b99', 'Later', DATE '2026-02-11');
         INSERT INTO podcasts (podcast_id, title, published_on) VALUES ('p99', 'Later', DATE '2026-02-11')
+    """,
+    "titles and users of later that lack everything": """
+        INSERT INTO audiobooks (audiobook_id, published_on) VALUES ('b99', DATE '2026-02-11');
+        INSERT INTO podcasts (podcast_id, published_on) VALUES ('p99', DATE '2026-02-11');
+        INSERT INTO users (user_id, valid_from) VALUES ('u99', TIMESTAMP '2026-02-11');
+        INSERT INTO tracks (track_id, valid_from) VALUES ('t99', TIMESTAMP '2026-02-11')
     """,
     "rows valid from later": """
         INSERT INTO audiobooks SELECT * REPLACE ('Renamed' AS title, TIMESTAMP '2026-02-11' AS valid_from)
