@@ -43,6 +43,7 @@ Name = tuple[str, str, str]
 
 ORPHAN_HOURS = 24.0
 """An unfinished folder younger than this may be somebody's work in progress: no task may run half as long."""
+UNFINISHED = "left unfinished by a killed writer"
 TEXT_VECTORS = "text_vectors"
 DATA_DOCS = "data_docs"
 NO_DATASETS = ("code", "history-", FORGOTTEN)
@@ -200,7 +201,7 @@ def sweep(
     """
     young = now - timedelta(days=days)
     unfinished = now - timedelta(hours=ORPHAN_HOURS)
-    folders = {name: _listed(store, name) for name in _names(store)}
+    folders = {name: _listed(store, store.folder(*name)) for name in _names(store)}
     manifests: dict[Name, Manifest] = {}
 
     def manifest_of(name: Name) -> Manifest | None:
@@ -264,7 +265,8 @@ def sweep(
                 reason = "holds a forgotten user, or was made of what does"
             items.append(Item("version", dataset, path, folder.bytes, reason))
         elif folder.modified < unfinished:
-            items.append(Item("orphan", dataset, path, folder.bytes, "left unfinished by a killed writer"))
+            items.append(Item("orphan", dataset, path, folder.bytes, UNFINISHED))
+    items += _half_made(store, unfinished)
     items += _scratch(store, young, unfinished)
     if apply:
         for item in items:
@@ -272,12 +274,17 @@ def sweep(
     return Collected(tuple(items), len(keep), kept_bytes, apply)
 
 
-def _names(store: Store) -> Iterator[Name]:
+def _keys(store: Store) -> Iterator[tuple[str, str]]:
     for dataset in store.datasets():
         if not dataset.startswith(NO_DATASETS):
             for key in store.keys(dataset):
-                for fingerprint in store.fingerprints(dataset, key):
-                    yield dataset, key, fingerprint
+                yield dataset, key
+
+
+def _names(store: Store) -> Iterator[Name]:
+    for dataset, key in _keys(store):
+        for fingerprint in store.fingerprints(dataset, key):
+            yield dataset, key, fingerprint
 
 
 def _inputs(manifest: Manifest) -> Iterator[Name]:
@@ -304,13 +311,11 @@ def _text_keys(embedded: Iterable[Manifest]) -> set[str]:
     return keys
 
 
-def _listed(store: Store, name: Name) -> _Folder:
-    found = store.fs.find(store.folder(*name), detail=True)
-    prefix = store.folder(*name) + "/"
-    files = {path.removeprefix(prefix): int(info.get("size") or 0) for path, info in found.items()}
+def _listed(store: Store, folder: str) -> _Folder:
+    found = store.fs.find(folder, detail=True)
+    files = {path.removeprefix(f"{folder}/"): int(info.get("size") or 0) for path, info in found.items()}
     times = [_written(store, path, info) for path, info in found.items()]
-    times = times or [store.modified(store.folder(*name))]
-    return _Folder(files, max(times))
+    return _Folder(files, max(times or [store.modified(folder)]))
 
 
 def _written(store: Store, path: str, info: Mapping[str, Any]) -> datetime:
@@ -333,6 +338,15 @@ def _strays(store: Store, name: Name, folder: _Folder, unfinished: datetime) -> 
         for file, size in folder.files.items()
         if file not in known and store.modified(path := f"{store.folder(*name)}/{file}") < unfinished
     ]
+
+
+def _half_made(store: Store, unfinished: datetime) -> Iterator[Item]:
+    """Data Docs that were being built when their task was killed."""
+    for dataset, key in _keys(store):
+        for path in store.half_made(dataset, key):
+            folder = _listed(store, path)
+            if folder.modified < unfinished:
+                yield Item("orphan", dataset, path, folder.bytes, UNFINISHED)
 
 
 def _scratch(store: Store, young: datetime, unfinished: datetime) -> Iterator[Item]:

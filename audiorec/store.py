@@ -191,7 +191,12 @@ class Store:
 
     def fingerprints(self, dataset: str, key: str) -> list[str]:
         """Sorted fingerprints under one key, of complete versions and of such as a killed writer left."""
-        return self._children(f"{self.root}/{dataset}/{key}")
+        return [name for name in self._children(f"{self.root}/{dataset}/{key}") if not name.startswith(".")]
+
+    def half_made(self, dataset: str, key: str) -> list[str]:
+        """Paths of hidden folders under one key: a writer fills them before it gives them their name."""
+        folder = f"{self.root}/{dataset}/{key}"
+        return [f"{folder}/{name}" for name in self._children(folder) if name.startswith(".")]
 
     def _children(self, folder: str) -> list[str]:
         try:

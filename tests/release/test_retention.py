@@ -151,6 +151,23 @@ def test_data_docs_go_with_their_verdict_and_records_are_no_datasets(store: Stor
     assert store.record_names("history-m") == ["000001.json"]
 
 
+def test_data_docs_that_were_being_built_go_when_their_task_was_killed(store: Store):
+    make(store, ("validate", "2026-11-01", "v"), age_days=2)
+    pages = Path(store.folder("data_docs", "2026-11-01", "v"))
+    killed, building = (pages.with_name(f".v-{name}") for name in ("0a", "0b"))
+    for folder, days in ((pages, 2.0), (killed, 2.0), (building, 0.5)):
+        page = folder / "static" / "index.html"
+        page.parent.mkdir(parents=True)
+        page.write_text("<html>")
+        aged(folder, days)
+    found = sweep(store, [], [], DAYS, NOW, apply=True)
+    assert [(item.kind, item.dataset, item.path, item.bytes) for item in found.items] == [
+        ("orphan", "data_docs", str(killed), 6)
+    ]
+    assert [folder.exists() for folder in (pages, killed, building)] == [True, False, True]
+    assert store.fingerprints("data_docs", "2026-11-01") == ["v"]
+
+
 def test_text_vectors_stay_while_a_kept_result_would_ask_for_them(store: Store):
     from audiorec.fingerprint import code_fingerprint, digest
     from audiorec.settings import Text
