@@ -26,6 +26,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from audiorec import index as nearest
+
 _BLOCK = 16
 """Bounds whose maximum stands for all of them at the first look: a 16th is left to be sorted."""
 _AT_ONCE = 8
@@ -331,10 +333,8 @@ class GraphSearch:
         options = kernels.SearchParametersHNSW(
             sel=kernels.IDSelectorBitmap(bits), efSearch=max(self._index.hnsw.efSearch, wanted)
         )
-        _, found = self._index.search(
-            np.ascontiguousarray(query.vector[None], np.float32), wanted, params=options
-        )
-        rows = np.setdiff1d(found[0][found[0] >= 0], query.barred)
+        [found] = nearest.search(self._index, query.vector[None], wanted, params=options)
+        rows = np.setdiff1d(found[found >= 0], query.barred)
         exact = inner_products(self._vectors[rows], query.vector)
         order = np.lexsort((rows, -exact))[: query.k]
         return Found(rows[order], exact[order])

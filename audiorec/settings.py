@@ -509,8 +509,11 @@ class Analysis(Group):
 class Index(Group):
     exact_limit: int = setting(500_000, "titles up to which the index is exact", gt=0)
     hnsw_m: int = setting(32, "links a node of the approximate index", gt=1)
-    ef_construction: int = setting(200, "effort when building", gt=1)
-    ef_search: int = setting(128, "effort when searching", origin="measured", gt=1)
+    ef_construction: int = setting(100, "effort when building", origin="measured", gt=1)
+    ef_search: int = setting(
+        128, "effort when searching, doubled until min_recall is reached", origin="measured", gt=1
+    )
+    max_ef_search: int = setting(2048, "... but not beyond this", gt=1)
     min_recall: float = setting(
         0.95, "recall@100 against exact, below which the release is refused", gt=0, le=1
     )

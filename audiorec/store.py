@@ -448,7 +448,9 @@ class Store:
             final = Path(target)
             final.parent.mkdir(parents=True, exist_ok=True)
             temporary = final.with_name(f".{uuid.uuid4().hex}")
-            shutil.move(path, temporary)  # from another file system it is a copy, which is not on the disk yet
+            shutil.move(
+                path, temporary
+            )  # from another file system it is a copy, which is not on the disk yet
             with temporary.open("rb+") as file:
                 os.fsync(file.fileno())
             temporary.replace(final)

@@ -1,7 +1,7 @@
 """The service under load: real HTTP, a made-up catalogue, the load generator on the same cores.
 
     python -m benchmarks.serving                      # 250,000 titles; writes docs/results/serving.md and .csv
-    python -m benchmarks.serving --titles 2000000     # past index.exact_limit: HNSW, its recall stated
+    python -m benchmarks.serving --titles 2000000     # past index.exact_limit: HNSW, its recall stated; builds for an hour
     python -m benchmarks.serving --swaps 60           # hot swaps, a sixth of them back to the version before
     python -m benchmarks.serving --soak-minutes 30    # memory and latency over time
 
@@ -305,6 +305,7 @@ def main_benchmark(options: argparse.Namespace, work: Path) -> None:
     settings = load_settings()
     write_pointer(store, settings.release.model_name, "1", release)
     print(f"release of {options.titles:,} titles made in {time.perf_counter() - began:.0f} s", flush=True)
+    effort = Bundle.load(store, release).manifests["build_index"].facts["ef_search"]
     load_before = os.getloadavg()[0]
     exact = options.titles <= options.exact_limit
     kinds = {"exact" if exact else "HNSW": False, f"{'exact' if exact else 'HNSW'}, with reasons": True}
@@ -355,6 +356,7 @@ def main_benchmark(options: argparse.Namespace, work: Path) -> None:
             "memory": f"{memory:.0f}",
             "load": f"{load_before:.1f} before, {load_after:.1f} after",
             "errors": latency[kind].failed + busy[kind].failed,
+            "effort": "" if effort is None else f", ef_search {effort}",
         }
         write_page(options, name_of(row), extra, row)
 
@@ -430,7 +432,7 @@ def page(rows: Sequence[dict[str, Any]], kept: dict[str, dict[str, Any]], querie
     for one in rows:
         own = kept.get(name_of(one), {})
         lines.append(
-            f"| {int(one['titles']):,}, {one['index']} | `{own.get('command', '')}` | `{own.get('commit', '')}` | "
+            f"| {int(one['titles']):,}, {one['index']}{own.get('effort', '')} | `{own.get('command', '')}` | `{own.get('commit', '')}` | "
             f"{own.get('load', '')} | {own.get('memory', '')} MiB | {own.get('errors', '')} |"
         )
     acts = {name: own for name, own in kept.items() if "said" in own}
@@ -563,6 +565,7 @@ def main() -> None:
     parser.add_argument("--swaps", type=int, default=0)
     parser.add_argument("--soak-minutes", type=float, default=0)
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "results")
+    parser.add_argument("--work", type=Path, help="keep the made-up release here, for the next time")
     parser.add_argument("--baseline", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.baseline:
@@ -570,7 +573,7 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         act = swaps if options.swaps else soak if options.soak_minutes else main_benchmark
-        act(options, Path(folder))
+        act(options, options.work or Path(folder))
 
 
 if __name__ == "__main__":

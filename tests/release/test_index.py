@@ -66,9 +66,72 @@ def test_approximate_past_the_limit_and_exact_at_it():
     assert isinstance(nearest.build(catalogue, Index(exact_limit=50)), faiss.IndexFlatIP)
     built = nearest.build(catalogue, Index(exact_limit=49, hnsw_m=7, ef_construction=31, ef_search=23))
     assert isinstance(built, faiss.IndexHNSWFlat)
-    assert built.metric_type == faiss.METRIC_INNER_PRODUCT
     assert (built.hnsw.efConstruction, built.hnsw.efSearch) == (31, 23)
     assert built.hnsw.nb_neighbors(1) == 7
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 2**31), titles=st.integers(2, 60), width=st.integers(1, 16), k=st.integers(1, 20))
+def test_a_graph_ranks_by_inner_product_though_it_is_linked_by_distance(
+    seed: int, titles: int, width: int, k: int
+):
+    """With every title linked to every other; lengths differ by a factor of a hundred and more."""
+    catalogue = vectors(seed, titles, width) * np.exp(2 * vectors(seed + 2, titles, 1))
+    queries = vectors(seed + 1, 5, width)
+    index = nearest.build(catalogue, Index(exact_limit=1, hnsw_m=64))
+    k = min(k, titles)
+    rows = nearest.search(index, queries, k)
+    exact = queries.astype(np.float64) @ catalogue.astype(np.float64).T
+    best = -np.sort(-exact, axis=1)[:, :k]
+    near = 1e-6 * float(np.square(np.linalg.norm(catalogue, axis=1)).max()) + 1e-5
+    np.testing.assert_allclose(np.take_along_axis(exact, rows, axis=1), best, atol=near)
+
+
+def test_last_number_by_hand():
+    """Lengths 5, 4 and 0: the last number makes each of them 5."""
+    built = nearest.build(np.array([[3, 4], [0, 4], [0, 0]], np.float32), Index(exact_limit=1))
+    assert built.reconstruct_n(0, 3).tolist() == [[3, 4, 0], [0, 4, 3], [0, 0, 5]]
+    # Inner products 3, 0 and 0; then -3, 0 and 0: of equal ones either may come first.
+    assert nearest.search(built, np.array([[1, 0]], np.float32), 1).tolist() == [[0]]
+    assert sorted(nearest.search(built, np.array([[-1, 0]], np.float32), 3)[0].tolist()[:2]) == [1, 2]
+
+
+def test_titles_beside_popular_ones_are_found_in_a_graph():
+    """A popularity in the vectors, as ours have it: of inner products, all links lead to the popular titles."""
+    taste = vectors(8, 4_000, 24)
+    taste /= np.linalg.norm(taste, axis=1, keepdims=True)
+    popularity = np.random.default_rng(9).exponential(0.8, (4_000, 1)).astype(np.float32)
+    catalogue = np.hstack([taste, popularity])
+    queries = np.hstack([vectors(10, 100, 24), np.full((100, 1), 0.1, np.float32)])
+    plain = faiss.IndexHNSWFlat(25, 32, faiss.METRIC_INNER_PRODUCT)
+    plain.hnsw.efConstruction = plain.hnsw.efSearch = 200
+    plain.add(catalogue)
+    ours = nearest.build(catalogue, Index(exact_limit=10, ef_search=200))
+    assert nearest.recall(plain, catalogue, queries) < 0.9
+    assert nearest.recall(ours, catalogue, queries) > 0.95
+
+
+def test_effort_is_raised_until_the_recall_is_reached(tmp_path: Path):
+    catalogue, queries = vectors(5, 3_000, 24), vectors(6, 50, 24)
+    chosen = Index(exact_limit=10, hnsw_m=8, ef_construction=40, ef_search=10, min_recall=0.9)
+    built = nearest.build(catalogue, chosen)
+    before = nearest.recall(built, catalogue, queries)
+    found = nearest.raise_effort(built, catalogue, queries, chosen)
+    assert before < 0.9 <= found
+    effort = nearest.effort(built)
+    assert effort in (20, 40, 80, 160, 320, 640)
+    nearest.write(built, tmp_path / "index")
+    assert nearest.effort(nearest.read(tmp_path / "index")) == effort
+    assert nearest.recall(built, catalogue, queries) == found
+    # Enough already: nothing is changed. Not enough at the most: it is said as it is.
+    assert nearest.raise_effort(built, catalogue, queries, chosen) == found
+    assert nearest.effort(built) == effort
+    little = chosen.model_copy(update={"min_recall": 1.0, "max_ef_search": effort + 1})
+    assert nearest.raise_effort(built, catalogue, queries, little) < 1.0
+    assert nearest.effort(built) == effort + 1
+    flat = nearest.build(catalogue, EXACT)
+    assert nearest.effort(flat) is None
+    assert nearest.raise_effort(flat, catalogue, queries, chosen) == 1.0
 
 
 def test_effort_is_kept_with_the_index(tmp_path: Path):
@@ -166,7 +229,7 @@ def test_low_recall_is_refused_with_what_to_do(
     monkeypatch.setattr(nearest, "recall", lambda *_: 0.9699)
     said = (
         "recall@100 of IndexHNSWFlat is 0.9699, expected at least 0.97 (index.min_recall); "
-        "raise index.ef_search or index.hnsw_m, or index.exact_limit"
+        "raise index.max_ef_search or index.hnsw_m, or index.exact_limit"
     )
     with pytest.raises(BadData, match=re.escape(said)):
         run_task("build_index", settings, releases.dates[0])
