@@ -99,7 +99,7 @@ def run_succeeded(context: Context) -> None:
 
 
 def data_late(context: Context, as_of: date, waited_minutes: float, detail: str) -> None:
-    """The day's tables are not there although they should be; sent once a run."""
+    """The day's tables are not there although they should be; sent once, by whoever sees it first."""
     settings = settings_or_defaults()
     facts = {**_run_facts(context), "data_date": as_of.isoformat()}
     alert = Alert(
@@ -114,8 +114,10 @@ def data_late(context: Context, as_of: date, waited_minutes: float, detail: str)
         champion=champion(settings),
         **facts,
     )
-    if not sinks.already_sent(alert, settings):
-        sinks.send(alert, settings)
+    if alert.dedup_key in sinks.open_alerts(settings):
+        log.info("no alert for the late day %s: it is told, perhaps by the watchdog", as_of)
+        return
+    sinks.send(alert, settings)
 
 
 def failure_alert(context: Context, settings: Settings) -> Alert:

@@ -8,7 +8,7 @@ import logging
 import os
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -110,7 +110,7 @@ def open_alerts(settings: Settings) -> dict[str, dict[str, Any]]:
         if past.get("status") != "recovered":
             still[past["dedup_key"]] = past
         elif past.get("code") == "RECOVERED":  # the date's run ended well
-            still = {key: one for key, one in still.items() if one.get("data_date") != past.get("data_date")}
+            still = {key: one for key, one in still.items() if not _ends_with(one, past.get("data_date"))}
         else:
             still.pop(past["dedup_key"], None)
     return still
@@ -139,13 +139,6 @@ def recorded(settings: Settings) -> list[dict[str, Any]]:
     return found
 
 
-def already_sent(alert: Alert, settings: Settings) -> bool:
-    """Whether this very thing (code, date, run, clearing and try) was sent."""
-    keys = ("dedup_key", "run_id", "clear_number", "try_number", "status")
-    mine = {"clear_number": 0, "try_number": None, **alert.to_dict()}
-    return any(all(past.get(k, _default(k)) == mine.get(k) for k in keys) for past in recorded(settings))
-
-
 def firing_for_run(run_id: str, clear_number: int, settings: Settings) -> list[dict[str, Any]]:
     """Alerts about failed tasks of a run, since it was last cleared."""
     return [
@@ -159,12 +152,13 @@ def firing_for_run(run_id: str, clear_number: int, settings: Settings) -> list[d
 
 
 def open_for_date(data_date: str, settings: Settings) -> list[str]:
-    """Keys of alerts about a date's data that nothing has answered with a recovery."""
-    return [key for key, past in open_alerts(settings).items() if past.get("data_date") == data_date]
+    """Keys of alerts about a date's data that nothing has answered with a recovery, and that its good run ends."""
+    return [key for key, past in open_alerts(settings).items() if _ends_with(past, data_date)]
 
 
-def _default(key: str) -> Any:
-    return 0 if key == "clear_number" else None
+def _ends_with(past: Mapping[str, Any], data_date: str | None) -> bool:
+    """Whether a good run of a date ends an alert. Old data stay old however often they are run again."""
+    return past.get("data_date") == data_date and past.get("code") != "STALE"
 
 
 def _post(address: str, record: dict[str, Any]) -> None:

@@ -48,6 +48,8 @@ DEAD_SECONDS = 60.0
 LIMIT_MARGIN = timedelta(minutes=10)
 """Past a task's own time limit, the launcher's and Airflow's have had their chance."""
 LOOK_BACK = timedelta(hours=24)
+SPEAKS_FIRST = timedelta(seconds=60)
+"""Airflow's own callbacks have so long to tell of a failed run, which know more of it."""
 SOURCE_EVERY = timedelta(minutes=15)
 """The look at the source tables starts a process of its own and reads them, so it is rarer."""
 
@@ -137,7 +139,7 @@ class Watchdog:
         answered: set[str] = set()
         for codes, check in (
             (("AF-DOWN",), self._airflow_down),
-            (("RUN-DEAD", "NO-RECEIPT"), self._runs),
+            (("RUN-DEAD", "NO-RECEIPT", "RUN-FAILED"), self._runs),
             (("BACKFILL-FAILED",), self._backfills),
             (("STALE",), self._stale),
             (("DATA-LATE",), self._data_late),
@@ -188,6 +190,7 @@ class Watchdog:
         if self._client is None:
             return []
         green: list[Run] = []
+        red: list[Run] = []
         suspects: dict[str, Finding] = {}
         for run in self._client.runs(DAG_ID, limit=50):
             if run.state == "running":
@@ -201,8 +204,11 @@ class Watchdog:
                             "Clear the task; what is done is found in the store",
                             task.task_id,
                         )
-            elif run.state == "success" and run.end is not None and now - run.end < LOOK_BACK:
-                green.append(run)
+            elif run.end is not None and now - run.end < LOOK_BACK:
+                if run.state == "success":
+                    green.append(run)
+                elif run.state == "failed" and now - run.end >= SPEAKS_FIRST:
+                    red.append(run)
         lasting = self._dead.lasting(now, set(suspects), DEAD_SECONDS)
         receipts = {run.run_id: self._client.xcom(DAG_ID, run.run_id, "receipt") or {} for run in green}
         self._receipts = {str(receipt["as_of"]) for receipt in receipts.values() if receipt.get("as_of")}
@@ -221,7 +227,27 @@ class Watchdog:
             *(replace(found, sure=key in lasting) for key, found in suspects.items()),
             # Another run of the date has done it.
             *(found for found in without if found.data_date not in self._receipts),
+            *self._untold(red),
         ]
+
+    def _untold(self, red: list[Run]) -> Iterator[Finding]:
+        """Failed runs of which nobody has told: Airflow calls no callback when a run is marked as failed by hand.
+
+        Those of a backfill are told at its end.
+        """
+        told = {
+            past.get("run_id")
+            for past in sinks.recorded(self._settings)
+            if past.get("status") == "firing" and past.get("dag_id") != BY and past.get("code") != "DATA-LATE"
+        }
+        for run in red:
+            if run.run_id not in told and run.run_type != "backfill":
+                yield _about(
+                    run,
+                    "RUN-FAILED",
+                    "the run failed and no task said why: most likely it was marked as failed by hand",
+                    "the audit log says who marked it; Clear the run, or trigger its date again",
+                )
 
     def _backfills(self, now: datetime) -> Iterator[Finding]:
         """A backfill that has ended with failed days: one finding, however many days."""
@@ -339,8 +365,8 @@ class Watchdog:
                 sinks.send(self._alert(finding), self._settings)
         for key, past in open_now.items():
             over = past.get("dag_id") == BY and past["code"] in answered and key not in wrong
-            if past["code"] == "NO-RECEIPT":
-                # A green run is looked at for a day only; that it is out of sight does not mend it.
+            if past["code"] in ("NO-RECEIPT", "RUN-FAILED"):
+                # A run is looked at for a day only; that it is out of sight does not mend it.
                 over = over and past.get("data_date") in self._receipts
             if over:
                 sinks.send(self._recovery(past), self._settings)
@@ -383,7 +409,7 @@ class Watchdog:
         )
 
 
-def _about(run: Run, code: str, summary: str, advice: str, task_id: str | None) -> Finding:
+def _about(run: Run, code: str, summary: str, advice: str, task_id: str | None = None) -> Finding:
     day = run.data_date.isoformat() if run.data_date else None
     return Finding(
         code,

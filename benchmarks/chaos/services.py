@@ -75,10 +75,11 @@ class Sink:
         found = []
         for _, alert in self.arrived:
             key = alert["dedup_key"]
-            if alert["status"] == "recovered":
-                open_now = {
-                    one for one in open_now if one != key and one.split(":", 1)[1] != alert.get("data_date")
-                }
+            if alert["code"] == "RECOVERED":  # a date's run ended well; old data stay old
+                day = alert.get("data_date")
+                open_now = {one for one in open_now if one.split(":", 1)[1] != day or one == f"STALE:{day}"}
+            elif alert["status"] == "recovered":
+                open_now.discard(key)
             elif key in open_now:
                 found.append(key)
             else:

@@ -206,6 +206,22 @@ def test_data_docs_of_a_failed_validation_are_linked(settings: Settings):
     assert records(settings)[0]["links"]["Data Docs"] == "http://docs"
 
 
+def test_late_data_is_told_once_whoever_sees_it(settings: Settings):
+    sinks.send(Alert("DATA-LATE", "seen by the watchdog", dag_id="watchdog", data_date="2026-11-23"), settings)
+    callbacks.data_late(context(task="await_sources"), DAY.date(), 15, "music_events")
+    assert [sent["summary"] for sent in records(settings)] == ["seen by the watchdog"]
+
+
+def test_old_data_stay_old_though_their_run_ends_well_again(settings: Settings):
+    for code in ("STALE", "TASK-KILLED"):
+        sinks.send(Alert(code, "x", data_date="2026-11-23"), settings)
+    callbacks.run_succeeded(context())
+    assert records(settings)[-1]["summary"].endswith("over: TASK-KILLED:2026-11-23")
+    assert list(sinks.open_alerts(settings)) == ["STALE:2026-11-23"]
+    callbacks.run_succeeded(context())
+    assert len(records(settings)) == 3
+
+
 def test_late_data_is_told_once_a_run(settings: Settings):
     for waited in (15, 20, 25):
         callbacks.data_late(context(task="await_sources"), DAY.date(), waited, "music_events")

@@ -334,6 +334,31 @@ def test_a_task_far_past_its_limit_is_dead_wherever_it_runs(world: World):
     assert [world.look(1), world.look(1)] == [[], ["RUN-DEAD:2026-11-23 firing"]]
 
 
+def test_a_run_that_failed_without_a_word_is_told_until_its_date_has_a_good_one(world: World):
+    """Marked as failed by hand: Airflow calls no callback."""
+    world.run("r1", "failed", START)
+    world.run("b1", "failed", START, "2026-11-21", run_type="backfill")
+    assert world.look(0.5) == []  # a callback may be on its way
+    assert world.look(1) == ["RUN-FAILED:2026-11-23 firing"]
+    assert (world.told[-1]["run_id"], world.told[-1]["severity"]) == ("r1", "page")
+    assert world.told[-1]["links"]["Run"].endswith("/dags/audiobook_recommender/runs/r1")
+    assert world.look() == []
+    world.run("r1", "running")  # cleared
+    assert world.look() == []
+    world.run("r1", "success", world.now)
+    world.receipts["r1"] = {"as_of": "2026-11-23"}
+    assert world.look() == ["RUN-FAILED:2026-11-23 recovered"]
+
+
+def test_a_failed_run_whose_task_has_told_why_is_not_told_again(world: World):
+    sinks.send(
+        Alert("DQ-CRITICAL", "x", dag_id="audiobook_recommender", run_id="r1", data_date="2026-11-23"),
+        world.settings,
+    )
+    world.run("r1", "failed", START)
+    assert [world.look(2), world.look()] == [[], []]
+
+
 def test_a_green_run_without_a_receipt_is_told_until_its_date_has_one(world: World):
     world.receipts["good"] = {"as_of": "2026-11-22"}
     world.run("good", "success", START, "2026-11-22")
