@@ -207,7 +207,9 @@ def test_data_docs_of_a_failed_validation_are_linked(settings: Settings):
 
 
 def test_late_data_is_told_once_whoever_sees_it(settings: Settings):
-    sinks.send(Alert("DATA-LATE", "seen by the watchdog", dag_id="watchdog", data_date="2026-11-23"), settings)
+    sinks.send(
+        Alert("DATA-LATE", "seen by the watchdog", dag_id="watchdog", data_date="2026-11-23"), settings
+    )
     callbacks.data_late(context(task="await_sources"), DAY.date(), 15, "music_events")
     assert [sent["summary"] for sent in records(settings)] == ["seen by the watchdog"]
 
