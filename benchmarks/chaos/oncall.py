@@ -269,23 +269,21 @@ def _disk_full(services: Services, disk: Path) -> Told:
 def _bit_rot(services: Services, disk: Path) -> Told:
     """A result of the released date, one bit of which turns; what reads it is run again."""
     store = services.place.store
-    [manifest] = store.versions("extract", AS_OF.isoformat())
-    largest = max(manifest.files.values(), key=lambda file: file.bytes)
-    folder = services.place.store_folder / "extract" / AS_OF.isoformat() / manifest.fingerprint
-    path = folder / largest.path
+    [manifest] = store.versions("refresh", AS_OF.isoformat())
+    path = store.open(manifest, "item_vectors.npy")
     sound = path.read_bytes()
     rotten = bytearray(sound)
     rotten[len(rotten) // 2] ^= 1
     path.chmod(0o644)
     path.write_bytes(bytes(rotten))
-    shutil.rmtree(services.place.store_folder / "build_graph" / AS_OF.isoformat())
+    shutil.rmtree(services.place.store_folder / "build_index" / AS_OF.isoformat())
     run = services.wait(services.trigger(AS_OF, promote="never"))
     path.write_bytes(sound)
     return Told(
         "a bit of a stored file turned",
         "CORRUPT",
         30,
-        _clock(services.state(run.run_id, "build_graph").end),
+        _clock(services.state(run.run_id, "build_index").end),
         AS_OF,
     )
 
