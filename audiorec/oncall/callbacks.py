@@ -1,8 +1,9 @@
 """What Airflow calls when a task or a run ends. They read Airflow's context; they import nothing of Airflow.
 
 Both levels are needed (measured on 3.3.2): the task's callback runs in the task's process and knows the
-exception; it is not called when that process is killed. The run's callback runs in the dag-processor, always,
-and knows only that something failed. So the run's callback is silent if a task's has spoken.
+exception; when that process is killed at the last try, the dag-processor calls it, without an exception and perhaps
+twice. The run's callback runs in the dag-processor and knows only that something failed, so it is silent if a task's
+has spoken. Neither is called when a run is marked as failed by hand: the watchdog tells of it.
 """
 
 from __future__ import annotations
@@ -28,6 +29,9 @@ log = logging.getLogger("audiorec.oncall")
 
 Context = Mapping[str, Any]
 
+LOST = "RUN-DEAD"
+"""Of a task that Airflow lost: the watchdog's code for the same thing seen from outside."""
+
 
 def task_failed(context: Context) -> None:
     """`on_failure_callback` of every task: a task has failed for good."""
@@ -37,6 +41,9 @@ def task_failed(context: Context) -> None:
         return
     if alert.code == NoReceipt.code and sinks.firing_for_run(alert.run_id, alert.clear_number, settings):
         log.info("no alert for the missing receipt: the failed task has sent its own")
+        return
+    if alert.code == LOST and alert.dedup_key in sinks.open_alerts(settings):
+        log.info("no alert for the lost task: it is told")  # Airflow may find it lost in two ways
         return
     sinks.send(alert, settings)
 
@@ -145,6 +152,16 @@ def failure_alert(context: Context, settings: Settings) -> Alert:
             last_lines=error.tail,
             advice=error.advice,
             links={**links, **_links(context, settings, error.code)},
+            **common,
+            **facts,
+        )
+    if error is None:  # called by the dag-processor: nothing of the task was left to say why
+        return Alert(
+            code=LOST,
+            summary=f"Airflow lost {ti.task_id}: its process was gone without a word, at its last try too",
+            user_effect=USER_EFFECT.get(LOST, NO_EFFECT),
+            advice="Clear the task; if it is lost again, look for the kernel's out-of-memory killer (dmesg)",
+            links=_links(context, settings, LOST),
             **common,
             **facts,
         )

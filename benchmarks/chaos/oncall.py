@@ -237,9 +237,7 @@ def _supervisor_killed(services: Services, disk: Path) -> Told:
                 process.kill()
         ended = time.time()
     strike.end()
-    return Told(
-        "kill -9 of a task and of Airflow's process above it, every try", "RUN-FAILED", 120, ended, day
-    )
+    return Told("kill -9 of a task and of Airflow's process above it, every try", "RUN-DEAD", 120, ended, day)
 
 
 def _running_try(services: Services, run_id: str, task: str, number: int) -> TaskInstance:

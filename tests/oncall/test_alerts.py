@@ -176,6 +176,19 @@ def test_a_day_of_a_backfill_is_told_only_where_nobody_tells_of_the_whole(
     assert len(records(settings)) == (1 if watched else 3)
 
 
+def test_a_task_that_airflow_lost_is_told_once(settings: Settings):
+    """The dag-processor calls back without an exception, and once more when the executor reports the same."""
+    callbacks.task_failed(context())
+    callbacks.task_failed(context())
+    (sent,) = records(settings)
+    assert (sent["code"], sent["data_date"]) == ("RUN-DEAD", "2026-11-23")
+    assert "None" not in sent["text"]
+    assert sent["links"]["Runbook"].endswith("RUN-DEAD.md")
+    sinks.send(Alert("RUN-DEAD", "x", status="recovered", data_date="2026-11-23"), settings)
+    callbacks.task_failed(context())
+    assert [one["status"] for one in records(settings)] == ["firing", "recovered", "firing"]
+
+
 def test_a_missing_receipt_after_a_failed_task_is_only_its_echo(settings: Settings):
     callbacks.task_failed(context(exception=killed()))
     callbacks.task_failed(context(task="receipt", exception=NoReceipt("no", ("extract",))))
