@@ -25,7 +25,6 @@ from benchmarks.chaos.services import (
     RUN_SECONDS,
     Services,
     Sink,
-    children_of,
     running,
     served_place,
 )
@@ -81,17 +80,17 @@ class Told:
 class Strikes:
     """Sends a signal to every try of a task of a date, until told to end."""
 
-    def __init__(self, task: str, as_of: date, number: signal.Signals) -> None:
+    def __init__(self, services: Services, task: str, as_of: date, number: signal.Signals) -> None:
         self.last = 0.0
         self._end = threading.Event()
-        self._task, self._as_of, self._number = task, as_of, number
+        self._services, self._task, self._as_of, self._number = services, task, as_of, number
         self._thread = threading.Thread(target=self._strike, daemon=True)
         self._thread.start()
 
     def _strike(self) -> None:
         struck: set[int] = set()
         while not self._end.wait(0.1):
-            for process in children_of(self._task, self._as_of):
+            for process in self._services.children(self._task, self._as_of):
                 if process.pid not in struck:
                     struck.add(process.pid)
                     with contextlib.suppress(psutil.Error):
@@ -134,9 +133,9 @@ def _of_tasks(lab: Lab, short: bool) -> tuple[list[Told], list[str]]:
             runs = {}
             if not short:
                 for day, number in ((crashed, signal.SIGSEGV), (hung, signal.SIGSTOP)):
-                    strikes[day] = Strikes("extract", day, number)
+                    strikes[day] = Strikes(services, "extract", day, number)
                     runs[day] = services.trigger(day)
-            strikes[killed] = Strikes("extract", killed, signal.SIGKILL)
+            strikes[killed] = Strikes(services, "extract", killed, signal.SIGKILL)
             runs[killed] = services.trigger(killed)
             runs[poor] = services.trigger(poor)
             told = []
@@ -211,7 +210,7 @@ def _green_without_tasks(services: Services, disk: Path) -> Told:
 def _failed_by_hand(services: Services, disk: Path) -> Told:
     day = AS_OF - DAY
     run_id = services.trigger(day)
-    wait_for(lambda: bool(children_of("extract", day)), 300, "extract")
+    wait_for(lambda: bool(services.children("extract", day)), 300, "extract")
     began = time.time()
     services.client.set_run_state(DAG_ID, run_id, "failed")
     return Told("a run marked as failed by hand", "RUN-FAILED", 5 * 60, began, day)
@@ -224,11 +223,11 @@ def _supervisor_killed(services: Services, disk: Path) -> Told:
     """
     day = AS_OF - 2 * DAY
     run_id = services.trigger(day)
-    strike = Strikes("extract", day, signal.SIGSTOP)
+    strike = Strikes(services, "extract", day, signal.SIGSTOP)
     ended = 0.0
     for number in range(1, TRIES + 1):
         task = _running_try(services, run_id, "extract", number)
-        wait_for(lambda: bool(children_of("extract", day)), 300, f"try {number} of extract")
+        wait_for(lambda: bool(services.children("extract", day)), 300, f"try {number} of extract")
         runner = psutil.Process(task.pid)
         supervisor = runner.parent()
         family = [*runner.children(recursive=True), runner, *([supervisor] if supervisor else [])]

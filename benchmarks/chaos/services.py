@@ -21,8 +21,9 @@ from audiorec import stack
 from audiorec.registry import CHAMPION, Registry
 from audiorec.settings import load_settings
 from audiorec.stack.client import AirflowClient, Run, TaskInstance
-from audiorec.stack.layout import DAG_ID
+from audiorec.stack.layout import DAG_ID, STACK_VARIABLE, Layout
 from audiorec.stack.servers import free_ports
+from audiorec.stack.supervisor import read_state
 from benchmarks.chaos.lab import Lab, Place, wait_for
 from benchmarks.services import on_free_ports, served
 
@@ -180,6 +181,21 @@ class Services:
         alias = Registry(self.place.settings).alias(CHAMPION)
         return None if alias is None else alias.number
 
+    def children(self, task: str, as_of: date) -> list[psutil.Process]:
+        """Processes of a task of a date that these services started; another checkout's are not ours to disturb."""
+        stack_id = (read_state(Layout.of(self.place.settings).state) or {}).get("stack_id")
+        found = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                words = process.cmdline()
+                if (
+                    f"tasks.{task}" in words
+                    and as_of.isoformat() in words
+                    and process.environ().get(STACK_VARIABLE) == stack_id
+                ):
+                    found.append(process)
+        return found
+
     def processes(self) -> dict[str, int]:
         """Process numbers of the services, by name."""
         return dict(stack.status(self.place.settings).processes)
@@ -187,17 +203,6 @@ class Services:
     def process(self, name: str) -> psutil.Process:
         """A service's own process."""
         return psutil.Process(self.processes()[name])
-
-
-def children_of(task: str, as_of: date) -> list[psutil.Process]:
-    """Processes of a task of a date, the launcher's children."""
-    found = []
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):
-            words = process.cmdline()
-            if f"tasks.{task}" in words and as_of.isoformat() in words:
-                found.append(process)
-    return found
 
 
 def served_place(lab: Lab, name: str, **groups: dict[str, Any]) -> Place:

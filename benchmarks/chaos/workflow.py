@@ -27,7 +27,6 @@ from benchmarks.chaos.services import (
     Relay,
     Services,
     Sink,
-    children_of,
     manifests_of,
     running,
     served_place,
@@ -118,7 +117,7 @@ def scheduler_restarts(lab: Lab, seed: int, short: bool) -> list[Row]:
     with running(place) as services:
         for day in days:
             run_id = services.trigger(day)
-            wait_for(lambda day=day: bool(children_of("train_hgnn", day)), 900, "a training")
+            wait_for(lambda day=day: bool(services.children("train_hgnn", day)), 900, "a training")
             services.process("scheduler").kill()
             killed += 1
             run = services.wait(run_id)
@@ -241,7 +240,7 @@ def _outage(
 ) -> list[Row]:
     """A run during which something is away; if it fails, it is cleared as an alert advises."""
     run_id = services.trigger(day)
-    wait_for(lambda: bool(children_of(task, day)), 900, task)
+    wait_for(lambda: bool(services.children(task, day)), 900, task)
     relay.cut()
     time.sleep(seconds)
     relay.join()
@@ -302,8 +301,8 @@ def worker_killed(lab: Lab, seed: int, short: bool) -> list[Row]:
     """kill -9 of a Celery worker and all below it while it trains; another goes on."""
     with clustered(lab, "worker-killed", workers=2) as (services, _):
         run_id = services.trigger(AS_OF)
-        wait_for(lambda: bool(children_of("train_hgnn", AS_OF)), 900, "a training")
-        [training] = children_of("train_hgnn", AS_OF)
+        wait_for(lambda: bool(services.children("train_hgnn", AS_OF)), 900, "a training")
+        [training] = services.children("train_hgnn", AS_OF)
         workers = {
             name: services.process(name) for name in services.processes() if name.startswith("worker-")
         }
