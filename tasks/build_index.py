@@ -23,11 +23,10 @@ def run(settings: Settings, inputs: Inputs, out: Output) -> Manifest:
     nearest.write(built, out.path("audiobooks.faiss"))
     # What is measured is what serving will read, not what lies in memory.
     read = nearest.read(out.path("audiobooks.faiss"))
-    effort = nearest.effort(read)
     found = nearest.raise_effort(read, vectors, queries, settings.index)
-    if nearest.effort(read) != effort:
+    effort = nearest.effort(read)
+    if effort != nearest.effort(built):
         nearest.write(read, out.path("audiobooks.faiss"))
-        effort = nearest.effort(read)
     kind = type(built).__name__
     said = "" if effort is None else f", ef_search {effort}"
     print(

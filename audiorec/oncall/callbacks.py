@@ -42,10 +42,10 @@ def task_failed(context: Context) -> None:
     if alert.code == NoReceipt.code and sinks.firing_for_run(alert.run_id, alert.clear_number, settings):
         log.info("no alert for the missing receipt: the failed task has sent its own")
         return
-    if alert.code == LOST and alert.dedup_key in sinks.open_alerts(settings):
-        log.info("no alert for the lost task: it is told")  # Airflow may find it lost in two ways
-        return
-    sinks.send(alert, settings)
+    if alert.code == LOST:  # Airflow may find it lost in two ways, and the watchdog too
+        _send_once(alert, settings)
+    else:
+        sinks.send(alert, settings)
 
 
 def run_failed(context: Context) -> None:
@@ -121,8 +121,13 @@ def data_late(context: Context, as_of: date, waited_minutes: float, detail: str)
         champion=champion(settings),
         **facts,
     )
+    _send_once(alert, settings)
+
+
+def _send_once(alert: Alert, settings: Settings) -> None:
+    """Send an alert unless the same thing is told already and not over, whoever told it."""
     if alert.dedup_key in sinks.open_alerts(settings):
-        log.info("no alert for the late day %s: it is told, perhaps by the watchdog", as_of)
+        log.info("no alert %s: it is told already", alert.dedup_key)
         return
     sinks.send(alert, settings)
 

@@ -143,11 +143,17 @@ def firing_for_run(run_id: str, clear_number: int, settings: Settings) -> list[d
     """Alerts about failed tasks of a run, since it was last cleared."""
     return [
         past
+        for past in firing(settings)
+        if past.get("run_id") == run_id and past.get("clear_number", 0) == clear_number
+    ]
+
+
+def firing(settings: Settings) -> list[dict[str, Any]]:
+    """Alerts that say why a run failed, of all runs. A late day is none: the run goes on when it comes."""
+    return [
+        past
         for past in recorded(settings)
-        if past.get("run_id") == run_id
-        and past.get("clear_number", 0) == clear_number
-        and past.get("status") == "firing"
-        and past.get("code") != "DATA-LATE"
+        if past.get("status") == "firing" and past.get("code") != "DATA-LATE"
     ]
 
 

@@ -235,11 +235,7 @@ class Watchdog:
 
         Those of a backfill are told at its end.
         """
-        told = {
-            past.get("run_id")
-            for past in sinks.recorded(self._settings)
-            if past.get("status") == "firing" and past.get("dag_id") != BY and past.get("code") != "DATA-LATE"
-        }
+        told = {past.get("run_id") for past in sinks.firing(self._settings) if past.get("dag_id") != BY}
         for run in red:
             if run.run_id not in told and run.run_type != "backfill":
                 yield _about(

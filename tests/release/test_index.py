@@ -66,6 +66,7 @@ def test_approximate_past_the_limit_and_exact_at_it():
     assert isinstance(nearest.build(catalogue, Index(exact_limit=50)), faiss.IndexFlatIP)
     built = nearest.build(catalogue, Index(exact_limit=49, hnsw_m=7, ef_construction=31, ef_search=23))
     assert isinstance(built, faiss.IndexHNSWFlat)
+    assert built.metric_type == faiss.METRIC_L2
     assert (built.hnsw.efConstruction, built.hnsw.efSearch) == (31, 23)
     assert built.hnsw.nb_neighbors(1) == 7
 
