@@ -51,7 +51,9 @@ class Told:
     links: dict[str, int] = field(default_factory=dict)
 
     def collect(self, sink: Sink, patience: float) -> None:
-        """Wait for the alert."""
+        """Wait for the alert; what has arrived already is kept, as another failure may tell the same code later."""
+        if self.alert is not None:
+            return
         with contextlib.suppress(TimeoutError):
             wait_for(lambda: sink.first(self.code, self.data_date) is not None, patience, self.code)
         if found := sink.first(self.code, self.data_date):
