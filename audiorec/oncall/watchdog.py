@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
@@ -42,8 +43,12 @@ log = logging.getLogger("audiorec.oncall")
 BY = "watchdog"
 """Stands for the DAG in its alerts. It says *recovered* of those that it fired itself, and of no others."""
 
-DOWN_SECONDS = 60.0
-"""A service that is restarted is away for some 20 s; the alert must be out within 120 s."""
+AWAY_SECONDS = 45.0
+"""A server that is restarted does not answer for some 20 s."""
+LATE_SECONDS = 15.0
+"""A heartbeat that Airflow calls unhealthy is half a minute late already."""
+LOOK_AGAIN_SECONDS = 10.0
+"""Pause before the next look while something is wrong and not yet sure: an alert must be out within 120 s."""
 DEAD_SECONDS = 60.0
 LIMIT_MARGIN = timedelta(minutes=10)
 """Past a task's own time limit, the launcher's and Airflow's have had their chance."""
@@ -175,7 +180,8 @@ class Watchdog:
         except (httpx.HTTPError, ValueError) as error:
             unwell["api-server"] = f"does not answer ({type(error).__name__})"
         # One key for Airflow as a whole: what is unwell changes while it goes down and comes back.
-        lasting = self._down.lasting(now, {"airflow"} if unwell else set(), DOWN_SECONDS)
+        patience = AWAY_SECONDS if "api-server" in unwell else LATE_SECONDS
+        lasting = self._down.lasting(now, {"airflow"} if unwell else set(), patience)
         if unwell:
             said = ", ".join(f"{part} {word}" for part, word in unwell.items())
             yield Finding(
@@ -432,8 +438,14 @@ def _alive(pid: int, started: datetime) -> bool:
         return True
 
 
+def pause(settings: Settings, findings: Iterable[Finding]) -> float:
+    """Seconds until the next look: `alerts.watch_seconds`, less while something is suspected."""
+    suspected = any(not one.sure for one in findings)
+    return min(settings.alerts.watch_seconds, LOOK_AGAIN_SECONDS if suspected else math.inf)
+
+
 def watch(settings: Settings, *, once: bool = False) -> None:
-    """Look every `alerts.watch_seconds` until asked to end (SIGTERM, SIGINT)."""
+    """Look again and again until asked to end (SIGTERM, SIGINT)."""
     asked_to_end = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: asked_to_end.set())
@@ -448,11 +460,12 @@ def watch(settings: Settings, *, once: bool = False) -> None:
             log.warning("watchdog: runs are not looked at: %s", error)
         watchdog = Watchdog(settings, client=client)
         while True:
+            findings: list[Finding] = []
             try:
-                watchdog.look()
+                findings = watchdog.look()
             except Exception:  # whatever it is, the next look must come
                 log.exception("watchdog: a look failed")
-            if once or asked_to_end.wait(settings.alerts.watch_seconds):
+            if once or asked_to_end.wait(pause(settings, findings)):
                 return
 
 

@@ -335,6 +335,11 @@ def _clock(moment: datetime | None) -> float:
 
 EXPERIMENTS = (
     Experiment(
-        "alerts", 18, "Alerts: every provoked failure is told in time, once, with links that open", 18, alerts
+        "alerts",
+        18,
+        "Alerts: every provoked failure is told in time, once, with links that open",
+        18,
+        alerts,
+        watchdog=True,
     ),
 )

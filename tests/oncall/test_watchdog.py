@@ -21,7 +21,7 @@ from audiorec.champion import write_pointer
 from audiorec.history import Entry, History
 from audiorec.oncall import sinks
 from audiorec.oncall.alerts import Alert
-from audiorec.oncall.watchdog import Watchdog
+from audiorec.oncall.watchdog import Watchdog, pause
 from audiorec.settings import Settings, load_settings
 from audiorec.stack.client import AirflowClient
 from audiorec.store import Store
@@ -224,6 +224,26 @@ def test_airflow_that_is_down_is_told_once_within_two_minutes_and_its_return_too
     world.health = dict(HEALTHY)
     assert world.look() == ["AF-DOWN:airflow recovered"]
     assert world.look() == []
+
+
+@pytest.mark.parametrize("offset", range(0, 60, 15))
+@pytest.mark.parametrize("part", ["scheduler", "api-server"])
+def test_at_whatever_moment_between_two_looks_it_dies_it_is_told_within_two_minutes(
+    world: World, part: str, offset: int
+):
+    """Airflow calls a scheduler unhealthy whose heartbeat, every five seconds, is thirty old; a server is silent at once."""
+    died, noticed = world.now + timedelta(seconds=offset), 35 if part == "scheduler" else 0
+    assert world.look(0) == []
+    assert world.dog is not None
+    wait = pause(world.settings, [])
+    assert wait == 60
+    while not world.told:
+        world.now += timedelta(seconds=wait)
+        if (world.now - died).total_seconds() >= noticed:
+            world.health = {**HEALTHY, "scheduler": {"status": "unhealthy"}} if part == "scheduler" else None
+        wait = pause(world.settings, world.dog.look())
+    assert (world.now - died).total_seconds() <= 120
+    assert [told["code"] for told in world.told] == ["AF-DOWN"]
 
 
 def test_an_airflow_that_is_not_there_is_down(world: World):
