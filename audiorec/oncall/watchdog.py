@@ -44,9 +44,9 @@ BY = "watchdog"
 """Stands for the DAG in its alerts. It says *recovered* of those that it fired itself, and of no others."""
 
 AWAY_SECONDS = 45.0
-"""A server that is restarted does not answer for some 20 s."""
+"""A server that is restarted does not answer for some 20 s, and a scheduler has no heartbeat before its first."""
 LATE_SECONDS = 15.0
-"""A heartbeat that Airflow calls unhealthy is half a minute late already."""
+"""A heartbeat that Airflow has had and calls unhealthy is half a minute late already."""
 LOOK_AGAIN_SECONDS = 10.0
 """Pause before the next look while something is wrong and not yet sure: an alert must be out within 120 s."""
 DEAD_SECONDS = 60.0
@@ -128,6 +128,8 @@ class Watchdog:
         self._near = httpx.Client(timeout=5.0, trust_env=False)
         self._far = httpx.Client(timeout=5.0)
         self._down, self._dead = _Seen(), _Seen()
+        self._was_well = False
+        """Whether Airflow was well at any look: before, it may be starting as this watchdog is."""
         self._receipts: set[str] = set()
         """Dates of which a green run with a receipt was seen at the last look."""
         self._asked: dict[date, tuple[datetime | None, bool]] = {}
@@ -180,7 +182,9 @@ class Watchdog:
         except (httpx.HTTPError, ValueError) as error:
             unwell["api-server"] = f"does not answer ({type(error).__name__})"
         # One key for Airflow as a whole: what is unwell changes while it goes down and comes back.
-        patience = AWAY_SECONDS if "api-server" in unwell else LATE_SECONDS
+        late = self._was_well and "api-server" not in unwell
+        self._was_well = self._was_well or not unwell
+        patience = LATE_SECONDS if late else AWAY_SECONDS
         lasting = self._down.lasting(now, {"airflow"} if unwell else set(), patience)
         if unwell:
             said = ", ".join(f"{part} {word}" for part, word in unwell.items())

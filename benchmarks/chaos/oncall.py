@@ -36,6 +36,10 @@ TRIES = 3
 """Of a task, by the DAG's defaults."""
 
 
+SOONER = 30.0
+"""Seconds that an alert may be sent before Airflow has noted the end of the try that it is about."""
+
+
 @dataclass
 class Told:
     """One row of the on-call table: what was provoked, and the alert as it arrived."""
@@ -51,12 +55,16 @@ class Told:
     links: dict[str, int] = field(default_factory=dict)
 
     def collect(self, sink: Sink, patience: float) -> None:
-        """Wait for the alert; what has arrived already is kept, as another failure may tell the same code later."""
+        """Wait for the alert. The same code may have been told of an earlier failure, and may be of a later one."""
         if self.alert is not None:
             return
+
+        def arrived() -> tuple[float, dict[str, Any]] | None:
+            return sink.first(self.code, self.data_date, self.began - SOONER)
+
         with contextlib.suppress(TimeoutError):
-            wait_for(lambda: sink.first(self.code, self.data_date) is not None, patience, self.code)
-        if found := sink.first(self.code, self.data_date):
+            wait_for(lambda: arrived() is not None, patience, self.code)
+        if found := arrived():
             moment, self.alert = found
             self.seconds = max(0.0, moment - self.began)
 
@@ -298,8 +306,6 @@ def _mlflow_down(services: Services, sink: Sink) -> Told:
     for one in family:
         one.suspend()
     told = Told("MLflow away while a version is registered", "UNAVAILABLE", 10 * 60, began, day)
-    # The full disk has told the same code of this date; it was over when this run began to succeed.
-    sink.arrived = [entry for entry in sink.arrived if entry[1].get("data_date") != day.isoformat()]
     told.collect(sink, 15 * 60)
     for one in family:
         one.resume()

@@ -62,11 +62,13 @@ class Sink:
         self._server.shutdown()
         self._server.server_close()
 
-    def first(self, code: str, data_date: date | None = None) -> tuple[float, dict[str, Any]] | None:
-        """The first firing alert of a code, and of a data date if one is named."""
+    def first(
+        self, code: str, data_date: date | None = None, since: float = 0.0
+    ) -> tuple[float, dict[str, Any]] | None:
+        """The first firing alert of a code since a clock time (s), and of a data date if one is named."""
         for moment, alert in self.arrived:
             of_it = data_date is None or alert.get("data_date") == data_date.isoformat()
-            if of_it and alert["code"] == code and alert["status"] == "firing":
+            if of_it and moment >= since and alert["code"] == code and alert["status"] == "firing":
                 return moment, alert
         return None
 

@@ -246,6 +246,15 @@ def test_at_whatever_moment_between_two_looks_it_dies_it_is_told_within_two_minu
     assert [told["code"] for told in world.told] == ["AF-DOWN"]
 
 
+def test_an_airflow_that_starts_beside_the_watchdog_has_its_time(world: World):
+    world.health = {**HEALTHY, "scheduler": {"status": "unhealthy"}}
+    assert [world.look(0.2) for _ in range(3)] == [[], [], []]  # no first heartbeat for 36 s
+    world.health = dict(HEALTHY)
+    assert world.look(0.2) == []
+    world.health = {**HEALTHY, "scheduler": {"status": "unhealthy"}}
+    assert [world.look(0.2) for _ in range(3)] == [[], [], ["AF-DOWN:airflow firing"]]
+
+
 def test_an_airflow_that_is_not_there_is_down(world: World):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
