@@ -29,10 +29,11 @@ def cluster(
         from audiorec.stack.layout import write_private
         from audiorec.stack.servers import Servers, cluster_settings
 
-        os.environ.setdefault(MODEL_VARIABLE, DEMO_MODEL)
         settings = settings_of(settings_file)
         servers = Servers.of(settings)
         servers.start(say=lambda text: console.print(text))
+        # The registry outlives the store: a champion of another store must not be in the way of this one's.
+        os.environ.setdefault(MODEL_VARIABLE, f"{DEMO_MODEL}_{servers.started_as}")
         file = servers.home / "settings.toml"
         write_private(
             file,

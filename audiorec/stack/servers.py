@@ -67,6 +67,12 @@ class Servers:
     def store_uri(self) -> str:
         return f"s3://{BUCKET}/store"
 
+    @property
+    def started_as(self) -> str | None:
+        """A name of their present start, None while they are down. The store lives as long, and no longer."""
+        state = read_state(self._state)
+        return state["stack_id"][:8] if state and supervisor_of(state) else None
+
     @staticmethod
     def made_for(settings: Settings) -> bool:
         """Whether the settings' home ever had servers."""
