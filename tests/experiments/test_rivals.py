@@ -37,17 +37,18 @@ def test_item_knn_by_hand():
     assert scorer(np.array([1])) == pytest.approx(np.array([[p_a, a_b + p_a]]))
 
 
-def test_ease_is_the_ridge_regression_of_each_item_on_the_others():
+@pytest.mark.parametrize("users", [60, 4], ids=["more users than items", "fewer"])
+def test_ease_is_the_ridge_regression_of_each_item_on_the_others(users: int):
     generator = np.random.default_rng(1)
-    matrix = (generator.random((60, 5)) < 0.4).astype(np.float32)
+    matrix = (generator.random((users, 5)) < 0.4).astype(np.float32)
     scorer = rivals.ease(Listening(sp.csr_matrix(matrix), 3, 2), ridge=2.0)
-    expected = np.zeros((60, 3))
+    expected = np.zeros((users, 3))
     for item in range(3):
         others = [j for j in range(5) if j != item]
         known = matrix[:, others].astype(np.float64)
         weights = np.linalg.solve(known.T @ known + 2.0 * np.eye(4), known.T @ matrix[:, item])
         expected[:, item] = known @ weights
-    assert scorer(np.arange(60)) == pytest.approx(expected, abs=1e-4)
+    assert scorer(np.arange(users)) == pytest.approx(expected, abs=1e-4)
 
 
 def test_ease_leaves_artists_out_where_the_inverse_would_not_fit(monkeypatch: pytest.MonkeyPatch):
@@ -64,6 +65,19 @@ def test_nearest_to_the_mean_by_hand():
     vectors = np.array([[1, 0], [0, 1], [0.6, 0.8]], np.float32)
     scores = rivals.nearest_to_mean(streamed, vectors)(np.array([0, 1]))
     assert scores == pytest.approx(np.array([[1, 1, 1.4], [0, 0, 0]]))
+
+
+def test_lightgcn_propagates_by_the_matrix_as_pyg_does_edge_by_edge():
+    from torch_geometric.nn.models import LightGCN
+
+    matrix = sp.csr_matrix(np.array([[1, 1, 0, 0], [0, 1, 1, 0], [1, 0, 0, 0]], np.float32))
+    user, item = (torch.from_numpy(ends.astype(np.int64)) for ends in matrix.nonzero())
+    edges = torch.stack([torch.cat([user, item + 3]), torch.cat([item + 3, user])])
+    by_edge, by_matrix = LightGCN(7, 4, 2), LightGCN(7, 4, 2, normalize=False)
+    by_matrix.load_state_dict(by_edge.state_dict())
+    found = by_matrix.get_embedding(rivals._normalized(matrix))
+    # The fourth title has no stream: nothing reaches it, and nothing is divided by zero.
+    assert torch.allclose(found, by_edge.get_embedding(edges), atol=1e-6)
 
 
 def test_a_negative_is_of_the_positive_s_own_type():
