@@ -52,21 +52,11 @@ PRODUCT = ("audiorec", "dags", "expectations", "models", "serving", "sql", "task
 _FORKS = multiprocessing.get_context("forkserver")
 
 
-WATCHDOG = ROOT / "audiorec" / "oncall" / "watchdog.py"
-"""A process of its own; only `audiorec watch`, which starts it, imports it."""
-
-
-def product_digest(watchdog: bool = False) -> str:
-    """Of every file of the product that can change what a task does, and of the tiny chain's settings.
-
-    Args:
-        watchdog: the watchdog as well.
-    """
+def product_digest() -> str:
+    """Of every file of the product that can change what a task does, and of the tiny chain's settings."""
     files = [Path(__file__).parent / "tiny.toml"]
     for package in PRODUCT:
         files += [path for path in (ROOT / package).rglob("*") if path.suffix in (".py", ".sql", ".toml")]
-    if not watchdog:
-        files.remove(WATCHDOG)
     return digest(
         {str(path.relative_to(ROOT)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
     )

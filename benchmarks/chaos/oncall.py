@@ -341,11 +341,6 @@ def _clock(moment: datetime | None) -> float:
 
 EXPERIMENTS = (
     Experiment(
-        "alerts",
-        18,
-        "Alerts: every provoked failure is told in time, once, with links that open",
-        18,
-        alerts,
-        watchdog=True,
+        "alerts", 18, "Alerts: every provoked failure is told in time, once, with links that open", 18, alerts
     ),
 )

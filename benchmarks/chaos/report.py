@@ -37,7 +37,6 @@ class Experiment:
     Attributes:
         number: by which the list names it; 23 is our own, a cluster's worker.
         run: does it, `short` in seconds; returns its rows.
-        watchdog: whether the watchdog has a part in it.
     """
 
     name: str
@@ -45,13 +44,12 @@ class Experiment:
     purpose: str
     seed: int
     run: Callable[[Lab, int, bool], list[Row]]
-    watchdog: bool = False
 
     def fingerprint(self, short: bool) -> str:
         """Of the product, of this experiment's module and the harness, and of its parameters."""
         own = Path(self.run.__code__.co_filename)
         code = [hashlib.sha256(path.read_bytes()).hexdigest() for path in (own, Path(lab.__file__))]
-        return digest([product_digest(self.watchdog), code, self.name, self.seed, short])
+        return digest([product_digest(), code, self.name, self.seed, short])
 
 
 @dataclass
