@@ -130,6 +130,8 @@ class Watchdog:
         self._down, self._dead = _Seen(), _Seen()
         self._was_well = False
         """Whether Airflow was well at any look: before, it may be starting as this watchdog is."""
+        self._silent = False
+        """Whether Airflow's API did not answer at this look."""
         self._receipts: set[str] = set()
         """Dates of which a green run with a receipt was seen at the last look."""
         self._asked: dict[date, tuple[datetime | None, bool]] = {}
@@ -151,6 +153,8 @@ class Watchdog:
             (("STALE",), self._stale),
             (("DATA-LATE",), self._data_late),
         ):
+            if self._silent and check in (self._runs, self._backfills):
+                continue  # they would wait for an answer each, and what is known must be told
             try:
                 findings += check(now)
                 answered.update(codes)
@@ -182,7 +186,8 @@ class Watchdog:
         except (httpx.HTTPError, ValueError) as error:
             unwell["api-server"] = f"does not answer ({type(error).__name__})"
         # One key for Airflow as a whole: what is unwell changes while it goes down and comes back.
-        late = self._was_well and "api-server" not in unwell
+        self._silent = "api-server" in unwell
+        late = self._was_well and not self._silent
         self._was_well = self._was_well or not unwell
         patience = LATE_SECONDS if late else AWAY_SECONDS
         lasting = self._down.lasting(now, {"airflow"} if unwell else set(), patience)

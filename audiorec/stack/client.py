@@ -17,7 +17,7 @@ from audiorec.errors import BadSettings
 
 FINISHED = frozenset({"success", "failed"})
 RETRIED_STATUS = frozenset({429, 500, 502, 503, 504})
-RETRY_SECONDS = 20.0
+RETRY_SECONDS = 40.0
 LOCKED_SECONDS = 60.0
 """How long a backfill is tried while SQLite is locked by Airflow's other processes."""
 
@@ -420,14 +420,14 @@ class AirflowClient:
         json: Any = None,
         authenticated: bool = True,
     ) -> httpx.Response:
-        reading = method == "GET"
+        repeatable = method != "POST"  # which may have arrived, and would make a second one
 
         def worth_it(error: BaseException) -> bool:
             if isinstance(error, httpx.ConnectError):
                 return True
             if isinstance(error, AirflowError):
-                return reading and error.status_code in RETRIED_STATUS
-            return reading and isinstance(error, httpx.TransportError)
+                return repeatable and error.status_code in RETRIED_STATUS
+            return repeatable and isinstance(error, httpx.TransportError)
 
         try:
             for attempt in Retrying(

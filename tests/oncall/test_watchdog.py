@@ -50,6 +50,8 @@ class World:
     switch: int = 0
     days: set[date] = field(default_factory=set)
     asked: list[date] = field(default_factory=list)
+    paths: list[str] = field(default_factory=list)
+    """What Airflow was asked for."""
     dog: Watchdog | None = None
 
     def start(self) -> None:
@@ -132,6 +134,7 @@ def world(tmp_path: Path) -> Iterator[World]:
 
         def do_GET(self) -> None:
             world, path = kept[0], self.path.split("?")[0]
+            world.paths.append(path)
             parts = path.split("/")
             if path == "/switch":
                 world.switch += 1
@@ -253,6 +256,15 @@ def test_an_airflow_that_starts_beside_the_watchdog_has_its_time(world: World):
     assert world.look(0.2) == []
     world.health = {**HEALTHY, "scheduler": {"status": "unhealthy"}}
     assert [world.look(0.2) for _ in range(3)] == [[], [], ["AF-DOWN:airflow firing"]]
+
+
+def test_an_airflow_that_does_not_answer_is_not_asked_for_its_runs(world: World):
+    """Each question would wait for as long as a client is patient, and the alert with it."""
+    assert world.look() == []
+    assert any(path.endswith("/dagRuns") for path in world.paths)
+    world.health, before = None, len(world.paths)
+    assert [world.look(), world.look()] == [[], ["AF-DOWN:airflow firing"]]
+    assert {path for path in world.paths[before:] if path != "/switch"} == {"/api/v2/monitor/health"}
 
 
 def test_an_airflow_that_is_not_there_is_down(world: World):

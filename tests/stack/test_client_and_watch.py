@@ -57,6 +57,20 @@ def test_reading_is_tried_again_while_the_server_is_down():
     assert len(seen) == 3
 
 
+def test_what_may_be_said_twice_is_said_again_to_a_server_too_busy_to_answer():
+    seen: list[str] = []
+
+    def busy(request: httpx.Request) -> httpx.Response:
+        seen.append(request.method)
+        if len(seen) == 1:
+            raise httpx.ReadTimeout("timed out", request=request)
+        return httpx.Response(200, json={})
+
+    client, _ = served(busy)
+    client.unpause("d")
+    assert seen == ["PATCH", "PATCH"]
+
+
 def test_making_something_is_not_tried_again_when_it_may_have_arrived():
     client, seen = served(lambda _: httpx.Response(502))
     with pytest.raises(AirflowError) as caught:
