@@ -171,7 +171,7 @@ class Serving(Group):
     )
     warm_text: bool = setting(
         True,
-        "load the text model, for titles that a release does not hold, once a version answers; false: with the first such title",
+        "load the text model, for titles that a release does not hold, before a version answers; false: with the first such title",
     )
     surfaces: tuple[str, ...] = setting(
         ("home", "search", "title", "other"), "places that ask, as metrics count them"

@@ -186,11 +186,11 @@ class Follower:
             log.error("version %s is refused: %s", version, self.refused.reason)
             self._told("refused")
             return False
+        self._warm(loaded.encoder)
         before = self.current.version if self.current else "none"
         self.current = Served(loaded, named, origin)
         self.refused = None
         self._told("swapped")
-        self._warm(loaded.encoder)
         log.info(
             "version %s of %s answers (before: %s); loaded from %s in %.1f s",
             version,
@@ -202,18 +202,18 @@ class Follower:
         return True
 
     def _warm(self, encoder: TextEncoder) -> None:
-        """Load a text model that no version had before, beside the requests; the first new title need not wait for it."""
+        """Load a text model that no version had before.
+
+        Before the version answers: importing and loading it holds the interpreter for tenths of a second at a time, in
+        which nobody would be answered. A version without its text model answers all the same.
+        """
         if self._warmed is encoder or not self._settings.serving.warm_text:
             return
         self._warmed = encoder
-
-        def load() -> None:
-            try:
-                encoder.warm()
-            except Exception as error:  # a request for a new title will say so again
-                log.error("the text model cannot be loaded: %s", _line(error))
-
-        threading.Thread(target=load, name="text model", daemon=True).start()
+        try:
+            encoder.warm()
+        except Exception as error:  # a request for a new title will say so again
+            log.error("the text model cannot be loaded: %s", _line(error))
 
     def _load(self, store: Store, release: dict[str, Any], version: str) -> Recommender:
         bundle = Bundle.load(store, release)

@@ -234,7 +234,14 @@ def test_the_text_model_is_loaded_before_anybody_asks_for_it_and_once(
     releases: Releases, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, warm: bool
 ):
     warmed: list[TextEncoder] = []
-    monkeypatch.setattr(TextEncoder, "warm", lambda encoder: warmed.append(encoder))
+    answering: list[bool] = []
+
+    def load(encoder: TextEncoder) -> None:
+        warmed.append(encoder)
+        answering.append(follower.current is not None)
+        raise OSError("a model that cannot be read keeps no version from answering")
+
+    monkeypatch.setattr(TextEncoder, "warm", load)
     setup = Setup(releases, tmp_path, warm_text=warm)
     setup.point("1", 0)
     follower = Follower(setup.settings)
@@ -242,8 +249,8 @@ def test_the_text_model_is_loaded_before_anybody_asks_for_it_and_once(
     setup.point("2", 1)
     follower.look()
     assert follower.current is not None and follower.current.version == "2"
-    wait_for(lambda: len(warmed) == warm)
     assert warmed == [follower.current.recommender.encoder] * warm
+    assert answering == [False] * warm
 
 
 def test_warming_makes_the_model_ready(releases: Releases):
