@@ -22,7 +22,7 @@ from xdist.scheduler.loadscope import LoadScopeScheduling
 torch.set_num_threads(1)
 # ranx' first call would compile for a minute; as plain Python it says the same of short lists. Before numba is imported.
 os.environ.setdefault("NUMBA_DISABLE_JIT", "1")
-_SCREENSHOTS = os.environ.get("AUDIOREC_SCREENSHOTS")
+_SCREENSHOTS = os.environ.get("SCREENSHOTS")
 # Settings of whoever runs the tests must not reach them.
 for _name in [name for name in os.environ if name.startswith("AUDIOREC_")]:
     del os.environ[_name]
@@ -207,7 +207,7 @@ def tiny_chain(tiny_source: Path, tmp_path_factory: pytest.TempPathFactory) -> C
 
 @pytest.fixture(scope="session")
 def screenshots(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Folders where screenshots go: one of pytest's own, and the one that AUDIOREC_SCREENSHOTS names."""
+    """Folders where screenshots go: one of pytest's own, and the one that the variable SCREENSHOTS names."""
     folders = [tmp_path_factory.mktemp("screenshots"), *([Path(_SCREENSHOTS)] if _SCREENSHOTS else [])]
     for folder in folders:
         folder.mkdir(parents=True, exist_ok=True)

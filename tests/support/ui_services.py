@@ -12,6 +12,8 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from audiorec import stack
 from audiorec.settings import Settings, as_toml, load_settings
 from audiorec.stack.client import AirflowClient, Run
@@ -43,6 +45,18 @@ ARGUMENTS = [
     "--disable-sync",
 ]
 PATIENCE_MS = 120_000
+
+BROWSER_MARKS = [
+    pytest.mark.browser,
+    pytest.mark.services,
+    pytest.mark.timeout(PATIENCE_SECONDS + 300),
+    pytest.mark.usefixtures("chromium"),  # first, so that nothing is started without one
+    # In CI the fixture fails instead.
+    pytest.mark.skipif(
+        CHROMIUM is None and not IN_CI, reason="no Chromium on the PATH (Debian: apt-get install chromium)"
+    ),
+]
+"""Of every module of tests that look at pages."""
 
 
 @dataclass

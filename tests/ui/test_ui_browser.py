@@ -12,21 +12,12 @@ from typing import Any
 
 import httpx
 import pytest
-from ui_services import CHROMIUM, FIRST_DAY, IN_CI, PATIENCE_SECONDS, Services
+from ui_services import BROWSER_MARKS, FIRST_DAY, Services
 
 from audiorec.chain import CHAIN
 from audiorec.stack.layout import DAG_ID
 
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.services,
-    pytest.mark.timeout(PATIENCE_SECONDS + 300),
-    pytest.mark.usefixtures("chromium"),  # first, so that nothing is started without one
-    # In CI the fixture fails instead.
-    pytest.mark.skipif(
-        CHROMIUM is None and not IN_CI, reason="no Chromium on the PATH (Debian: apt-get install chromium)"
-    ),
-]
+pytestmark = BROWSER_MARKS
 
 Shoot = Callable[[Any, str], None]
 

@@ -16,21 +16,13 @@ import jwt
 import pandas as pd
 import pytest
 from mlflow import MlflowClient
-from ui_services import CHROMIUM, IN_CI, PATIENCE_SECONDS, Services
+from ui_services import BROWSER_MARKS, Services
 
 from audiorec.recommend import Asked, Recommender
 from audiorec.registry import Registry
 from audiorec.stack.layout import Layout
 
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.services,
-    pytest.mark.timeout(PATIENCE_SECONDS + 300),
-    pytest.mark.usefixtures("chromium"),
-    pytest.mark.skipif(
-        CHROMIUM is None and not IN_CI, reason="no Chromium on the PATH (Debian: apt-get install chromium)"
-    ),
-]
+pytestmark = BROWSER_MARKS
 
 Shoot = Callable[[Any, str], None]
 PAGES = ("runs", "compare", "users", "titles", "release")

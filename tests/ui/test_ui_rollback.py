@@ -8,22 +8,14 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from ui_services import CHROMIUM, IN_CI, PATIENCE_SECONDS, Services
+from ui_services import BROWSER_MARKS, PATIENCE_SECONDS, Services
 
 from audiorec.registry import Registry
 from audiorec.release import ReleaseControl
 from audiorec.stack.layout import DAG_ID
 
-pytestmark = [
-    pytest.mark.long,
-    pytest.mark.browser,
-    pytest.mark.services,
-    pytest.mark.timeout(2 * PATIENCE_SECONDS),
-    pytest.mark.usefixtures("chromium"),
-    pytest.mark.skipif(
-        CHROMIUM is None and not IN_CI, reason="no Chromium on the PATH (Debian: apt-get install chromium)"
-    ),
-]
+# The first limit of time counts: this test waits for a second daily run.
+pytestmark = [pytest.mark.long, pytest.mark.timeout(2 * PATIENCE_SECONDS), *BROWSER_MARKS]
 
 ROLLBACK_DAG = "audiobook_rollback"
 
