@@ -27,6 +27,7 @@ from audiorec.terminal import (
     console,
     errors,
     plain_errors,
+    settings_as_started,
     settings_in_use,
     settings_of,
 )
@@ -88,12 +89,15 @@ def run(
     promote: Annotated[str | None, typer.Option(help="fresh, if_better, never or force.")] = None,
     settings_file: SettingsFile = None,
 ) -> None:
-    """Run the DAG for one date on your own tables, through Airflow; starts the services if they are down."""
+    """Run the DAG for one date on your own tables, through Airflow; starts the services if they are down.
+
+    With neither --source nor --settings: with the services as they were last started.
+    """
     with plain_errors():
-        overrides: dict[str, Any] = {}
-        if source is not None:
-            overrides["source"] = {"uri": source}
-        settings = settings_of(settings_file, profile, **overrides)
+        if source is None:
+            settings, settings_file = settings_as_started(settings_file, profile)
+        else:
+            settings = settings_of(settings_file, profile, source={"uri": source})
         params = {"profile": profile, "force": force, "promote": promote}
         trigger_and_show(
             settings, settings_file, as_of.date(), {k: v for k, v in params.items() if v is not None}, step=1
@@ -352,11 +356,14 @@ def experiment(
 
 @app.command()
 def up(settings_file: SettingsFile = None) -> None:
-    """Start Airflow, MLflow and the recommendation service on this machine."""
+    """Start Airflow, MLflow and the recommendation service on this machine, as they were last started.
+
+    If they run, and settings in their file have changed since: restart them, unless a run is active.
+    """
     with plain_errors():
         from audiorec.stack import control, layout
 
-        settings = settings_of(settings_file)
+        settings, settings_file = settings_as_started(settings_file)
         state = control.start(settings, settings_file=settings_file)
         login = layout.login(settings)
         console.print(

@@ -683,13 +683,13 @@ KINDS = {
     "DQ-CRITICAL": _Kind(
         FinalFailure,
         "found data that no model may be trained on.",
-        "open the Data Docs named above, mend or set aside the rows at their source, then Clear with "
-        "downstream",
+        "open the Data Docs named above, mend or set aside the rows at their source, then Clear `extract` "
+        "with downstream (`validate` alone would judge the same rows again)",
     ),
     "BAD-DATA": _Kind(
         FinalFailure,
         "cannot use its input.",
-        "the last lines name table, column and counts; mend the source, then Clear with downstream",
+        "the last lines name table, column and counts; mend the source, then Clear `extract` with downstream",
     ),
     "BAD-SETTINGS": _Kind(
         FinalFailure,

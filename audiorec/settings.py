@@ -118,6 +118,9 @@ class Alerts(Group):
         "run the watchdog (`audiorec watch`) beside the services; for tables that grow daily, else it alarms",
     )
     watch_seconds: float = setting(60.0, "pause between two looks of the watchdog", unit="s", gt=0)
+    serving_url: str | None = setting(
+        None, "where the watchdog finds the recommendation service; none: the one that runs here"
+    )
     deadman_url: str | None = setting(
         None, "address that the watchdog asks after each look; whoever serves it alarms when that stops"
     )
@@ -128,7 +131,10 @@ class Alerts(Group):
         gt=0,
     )
     late_minutes: float = setting(
-        15.0, "time after midnight UTC by which the day's tables should be there", unit="min", ge=0
+        15.0,
+        "time by which the day's tables should be there: after midnight UTC for the watchdog, after the run began to wait for Airflow",
+        unit="min",
+        ge=0,
     )
 
 
@@ -674,6 +680,20 @@ def load_settings(path: str | Path | None = None, profile: str | None = None, **
         ]
         origin = f"settings file {named}" if named else "the settings"
         raise BadSettings(f"{origin} or the AUDIOREC_ environment is wrong:\n" + "\n".join(lines)) from None
+
+
+def settings_of_environment() -> Settings:
+    """What the AUDIOREC_ variables say, over the defaults, whatever is wrong with the settings file.
+
+    The services are told where they are, and where alerts go, by such variables: they are known without the file.
+
+    Raises:
+        BadSettings: they are wrong as well.
+    """
+    try:
+        return _FileSettings(**_environment())
+    except ValidationError as error:
+        raise BadSettings(f"the AUDIOREC_ environment is wrong: {error}") from None
 
 
 def as_toml(settings: Settings) -> str:

@@ -78,3 +78,28 @@ def settings_in_use(path: Path | None, profile: str | None = None) -> Settings:
             if not any(name.startswith(f"AUDIOREC_{group.upper()}") for name in os.environ):
                 overrides[group] = values
     return settings_of(path, profile, **overrides)
+
+
+def settings_as_started(path: Path | None, profile: str | None = None) -> tuple[Settings, Path | None]:
+    """The settings for starting the services again, and their file: those of the last start, unless others are named.
+
+    The file is read anew, so a limit that was raised in it counts. On call nobody remembers what the services were
+    started with, and the defaults would bring them back on the sample tables, without webhook and watchdog.
+    """
+    if path is None and SETTINGS_VARIABLE not in os.environ:
+        from audiorec.stack.control import last_start
+
+        last = last_start(load_settings())
+        if last is not None:
+            for name, value in last.variables.items():
+                os.environ.setdefault(name, value)
+            overrides = {} if last.source is None else {"source": {"uri": last.source}}
+            settings = settings_of(last.settings_file, profile, **overrides)
+            console.print(
+                f"as last started here: settings {last.settings_file or 'by default'}, source tables {settings.source.uri}; "
+                "name others with --settings FILE",
+                highlight=False,
+                soft_wrap=True,
+            )
+            return settings, last.settings_file
+    return settings_of(path, profile), path

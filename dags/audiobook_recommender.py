@@ -50,7 +50,6 @@ AS_OF = "{{ ti.xcom_pull(task_ids='resolve_as_of') }}"
 """Every task takes the run's date from the first one: see traps 1-3 in docs/architecture.md."""
 
 SOURCES_POKE = timedelta(minutes=5)
-SOURCES_LATE_AFTER = timedelta(minutes=15)
 SOURCES_GIVE_UP_AFTER = timedelta(hours=6)
 TIMEOUT_MARGIN = timedelta(minutes=5)
 """Airflow's own limit lies this far above the launcher's, which leaves the better message."""
@@ -110,8 +109,8 @@ TASK_DOCS = {
   days before.
 - **What is normal.** Warnings in the verdict: they are recorded and stop nothing.
 - **If it is red.** `DQ-CRITICAL`: nothing was trained on these rows. Open **Data Docs** (the
-  link in the log, or the button under Details), mend or set aside the rows at their source, Clear with
-  downstream.
+  link in the log, or the button under Details), mend or set aside the rows at their source, Clear `extract`
+  with downstream: `validate` alone would judge the same rows again.
 """,
     "embed_text": """
 - **What it does.** Sentence-BERT vectors of title and description.
@@ -265,14 +264,15 @@ class AwaitSources(BaseSensorOperator):
         if run_type == "backfill":
             raise AirflowSkipException("a backfill is about days that are over")
         day = date.fromisoformat(self.as_of)
-        if launcher.source_ready(day, load_settings()):
+        settings = load_settings()
+        if launcher.source_ready(day, settings):
             return PokeReturnValue(True, {"as_of": self.as_of, "ready": True})
         if run_type != "scheduled":
             self.log.warning("the tables have no complete day %s; a run by hand goes on all the same", day)
             return PokeReturnValue(True, {"as_of": self.as_of, "ready": False})
         now = datetime.now(UTC)
         waited = now - (context["ti"].get_first_reschedule_date(context) or now)
-        if waited >= SOURCES_LATE_AFTER:
+        if waited >= timedelta(minutes=settings.alerts.late_minutes):
             callbacks.data_late(context, day, waited.total_seconds() / 60, "see the log of await_sources")
         if waited >= SOURCES_GIVE_UP_AFTER:
             self.log.warning("still no complete day %s; going on with what there is", day)

@@ -214,6 +214,7 @@ def compose_on_loopback(text: str, ports: Mapping[str, int], values: Mapping[str
         "mlflow:5000,127.0.0.1:5000": f"127.0.0.1:{ports['mlflow']}",
         "--port=5000": f"--port={ports['mlflow']}",
         "127.0.0.1:5000/": f"127.0.0.1:{ports['mlflow']}/",
+        "http://serve:8000": f"http://127.0.0.1:{ports['serve']}",
         "http://api-server:8080": f"http://127.0.0.1:{ports['api-server']}",
         "AUDIOREC_SERVICES__HOST: api-server": "AUDIOREC_SERVICES__HOST: 127.0.0.1",
         "127.0.0.1:8080": f"127.0.0.1:{ports['api-server']}",
@@ -227,6 +228,7 @@ def compose_on_loopback(text: str, ports: Mapping[str, int], values: Mapping[str
             raise Failed(f"{found!r} is not in docker/compose.yaml any more; docker/image.py has to follow")
         text = text.replace(found, here)
     text = re.sub(r"\$\{(\w+):\?\}", lambda match: values[match[1]], text)
+    text = re.sub(r"\$\{\w+:-(\w*)\}", r"\1", text)
     services: dict[str, Any] = yaml.safe_load(text)["services"]
     ours = {name: part for name, part in services.items() if part["image"] == "audiorec"}
     for part in ours.values():

@@ -13,6 +13,7 @@ Status = Literal["firing", "recovered"]
 USER_EFFECT = {
     "AF-DOWN": "None yet; without Airflow no new release is made and recommendations grow stale.",
     "RUN-DEAD": "Recommendations stay as they are until the run is mended.",
+    "SERVICE-DOWN": "Nobody gets recommendations until it answers again.",
     "STALE": "Recommendations rest on old data: what people did since then plays no part.",
     "DATA-LATE": "Recommendations stay as they are until the day's tables arrive.",
     "DQ-CRITICAL": "Recommendations stay as they are: nothing is trained on these rows.",

@@ -23,7 +23,7 @@ from audiorec.oncall import sinks
 from audiorec.oncall.alerts import NO_EFFECT, USER_EFFECT, Alert, Severity
 from audiorec.oncall.pages import browsable, ui_address, with_runbooks
 from audiorec.oncall.receipt import NoReceipt
-from audiorec.settings import Settings, load_settings
+from audiorec.settings import Settings, load_settings, settings_of_environment
 
 log = logging.getLogger("audiorec.oncall")
 
@@ -185,11 +185,15 @@ def failure_alert(context: Context, settings: Settings) -> Alert:
 
 
 def settings_or_defaults() -> Settings:
-    """The settings, or the defaults if they are what is broken: an alert must go out all the same."""
+    """The settings; if they are what is broken, what the environment alone says, or the defaults: an alert must go out."""
     try:
         return load_settings()
     except BadSettings as error:
-        log.error("settings cannot be read, alerts go to the log only: %s", error)
+        log.error("the settings cannot be read: %s", error)
+    try:
+        return settings_of_environment()
+    except BadSettings as error:
+        log.error("alerts go to the log only: %s", error)
         return Settings.model_construct()
 
 

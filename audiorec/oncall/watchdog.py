@@ -1,7 +1,7 @@
 """The watchdog: a process outside Airflow that tells what Airflow itself cannot (`audiorec watch`).
 
 Callbacks need a scheduler, a dag-processor and a task process that live long enough to call them. So every minute this
-looks from outside: does Airflow answer, is anything running that is dead, did a green run leave its receipt, how old
+looks from outside: do Airflow and the recommendation service answer, is anything running that is dead, did a green run leave its receipt, how old
 are the data that are served, is the day there. It judges by the *data date*, never by when something last ran: a
 backfill of last year makes nothing fresh.
 
@@ -35,7 +35,7 @@ from audiorec.oncall.alerts import NO_EFFECT, USER_EFFECT, Alert, Severity
 from audiorec.oncall.pages import with_runbooks
 from audiorec.settings import Settings, load_settings
 from audiorec.stack.client import AirflowClient, AirflowError, Run, TaskInstance
-from audiorec.stack.layout import DAG_ID, StackError, airflow_address, login
+from audiorec.stack.layout import DAG_ID, StackError, airflow_address, login, serving_address
 from audiorec.store import Store
 
 log = logging.getLogger("audiorec.oncall")
@@ -50,6 +50,7 @@ LATE_SECONDS = 15.0
 LOOK_AGAIN_SECONDS = 10.0
 """Pause before the next look while something is wrong and not yet sure: an alert must be out within 120 s."""
 DEAD_SECONDS = 60.0
+SERVICE_KEY = "SERVICE-DOWN:service"
 LIMIT_MARGIN = timedelta(minutes=10)
 """Past a task's own time limit, the launcher's and Airflow's have had their chance."""
 LOOK_BACK = timedelta(hours=24)
@@ -127,11 +128,16 @@ class Watchdog:
         # Kept: each new one reads all certificates. Our own machine is never asked through a proxy.
         self._near = httpx.Client(timeout=5.0, trust_env=False)
         self._far = httpx.Client(timeout=5.0)
-        self._down, self._dead = _Seen(), _Seen()
+        self._serving = settings.alerts.serving_url or serving_address(settings)
+        self._down, self._dead, self._unready = _Seen(), _Seen(), _Seen()
         self._was_well = False
         """Whether Airflow was well at any look: before, it may be starting as this watchdog is."""
+        self._was_ready = SERVICE_KEY in sinks.open_alerts(settings)
+        """Whether the service was ready at any look, or an alert says that it is not: before, there may be none."""
         self._silent = False
         """Whether Airflow's API did not answer at this look."""
+        self._backfills_known: set[str] = set()
+        """Backfills that were looked at, by what tells their findings apart."""
         self._receipts: set[str] = set()
         """Dates of which a green run with a receipt was seen at the last look."""
         self._asked: dict[date, tuple[datetime | None, bool]] = {}
@@ -148,6 +154,7 @@ class Watchdog:
         answered: set[str] = set()
         for codes, check in (
             (("AF-DOWN",), self._airflow_down),
+            (("SERVICE-DOWN",), self._service_down),
             (("RUN-DEAD", "NO-RECEIPT", "RUN-FAILED"), self._runs),
             (("BACKFILL-FAILED",), self._backfills),
             (("STALE",), self._stale),
@@ -198,6 +205,27 @@ class Watchdog:
                 "airflow",
                 f"Airflow at {self._airflow} is not well: {said}",
                 "`audiorec status`, then `audiorec up`; the runbook says where the logs are",
+                sure=bool(lasting),
+            )
+
+    def _service_down(self, now: datetime) -> Iterator[Finding]:
+        """A service that was ready and is not: the one failure of which users feel something at once."""
+        why = ""
+        try:
+            answer = self._near.get(f"{self._serving}/readyz")
+            if answer.status_code != 200:
+                why = f"is not ready (HTTP {answer.status_code})"
+        except httpx.HTTPError as error:
+            why = f"does not answer ({type(error).__name__})"
+        self._was_ready = self._was_ready or not why
+        wrong = bool(why) and self._was_ready
+        lasting = self._unready.lasting(now, {SERVICE_KEY} if wrong else set(), DEAD_SECONDS)
+        if wrong:
+            yield Finding(
+                "SERVICE-DOWN",
+                "service",
+                f"the recommendation service at {self._serving} {why}",
+                "`audiorec status`, then its log; the runbook says where it is",
                 sure=bool(lasting),
             )
 
@@ -265,9 +293,12 @@ class Watchdog:
         if self._client is None:
             return
         told: set[str] = set()
+        self._backfills_known = set()
         for one in self._client.backfills(DAG_ID):
             if one.completed is None or now - one.completed >= FORGET_AFTER:
                 continue
+            about = f"backfill {one.id}"
+            self._backfills_known.add(about)
             # The newest come first: a day belongs to the last backfill that had it.
             ours = [run for run in self._client.backfill_runs(DAG_ID, one) if run.run_id not in told]
             told.update(run.run_id for run in ours)
@@ -287,8 +318,8 @@ class Watchdog:
             more = f" and {len(failed) - SHOWN_DAYS} more" if len(failed) > SHOWN_DAYS else ""
             yield Finding(
                 "BACKFILL-FAILED",
-                f"backfill {one.id}",
-                f"backfill {one.id} of {one.first.date()} to {one.last.date()} has ended: {len(failed)} of {len(ours)} days "
+                about,
+                f"{about} of {one.first.date()} to {one.last.date()} has ended: {len(failed)} of {len(ours)} days "
                 f"failed: {', '.join(lines)}{more}",
                 "mend what the first red task's log names, then the same backfill again with *reprocess: failed*",
                 severity="ticket",
@@ -379,6 +410,8 @@ class Watchdog:
             if past["code"] in ("NO-RECEIPT", "RUN-FAILED"):
                 # A run is looked at for a day only; that it is out of sight does not mend it.
                 over = over and past.get("data_date") in self._receipts
+            if past["code"] == "BACKFILL-FAILED":
+                over = over and past.get("about") in self._backfills_known  # the same, after two weeks
             if over:
                 sinks.send(self._recovery(past), self._settings)
 

@@ -17,6 +17,8 @@ from audiorec.errors import BadSettings
 
 FINISHED = frozenset({"success", "failed"})
 RETRIED_STATUS = frozenset({429, 500, 502, 503, 504})
+PAGE = 100
+"""Runs asked for at once, the most that the API gives."""
 RETRY_SECONDS = 40.0
 LOCKED_SECONDS = 60.0
 """How long a backfill is tried while SQLite is locked by Airflow's other processes."""
@@ -381,9 +383,14 @@ class AirflowClient:
             "logical_date_gte": backfill.first.isoformat(),
             "logical_date_lte": backfill.last.isoformat(),
             "order_by": "logical_date",
-            "limit": 100,
+            "limit": PAGE,
         }
-        return [_run(raw) for raw in self._get(f"/dags/{dag_id}/dagRuns", filters)["dag_runs"]]
+        found: list[Run] = []
+        while True:
+            page = self._get(f"/dags/{dag_id}/dagRuns", {**filters, "offset": len(found)})["dag_runs"]
+            found += map(_run, page)
+            if len(page) < PAGE:
+                return found
 
     def _active_backfills(self, dag_id: str) -> set[int]:
         return {one.id for one in self.backfills(dag_id, limit=100) if one.completed is None}

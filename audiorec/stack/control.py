@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import shlex
 import sys
 import time
@@ -17,13 +18,14 @@ from typing import Any
 import httpx
 from filelock import FileLock, Timeout
 
-from audiorec.settings import SETTINGS_VARIABLE, WHERE, Settings
+from audiorec.settings import SETTINGS_VARIABLE, WHERE, Settings, load_settings
 from audiorec.stack.client import AirflowClient, AirflowError
 from audiorec.stack.layout import (
     DAG_ID,
     STACK_VARIABLE,
     Layout,
     StackError,
+    absolute,
     airflow_address,
     environment,
     login,
@@ -79,6 +81,29 @@ def started_with(settings: Settings) -> tuple[Path | None, dict[str, dict[str, A
     return Path(file) if file else None, groups
 
 
+@dataclass(frozen=True)
+class LastStart:
+    """What the services of a home were last started with, whether they run or not."""
+
+    settings_file: Path | None
+    variables: Mapping[str, str]
+    """AUDIOREC_ variables of the shell that started them, without the settings file's."""
+    source: str | None
+    """Source tables that the command named beside file and variables; None if it named none."""
+
+
+def last_start(settings: Settings) -> LastStart | None:
+    """What the services of this home were last started with; None if there is no record of it."""
+    try:
+        plan = json.loads(Layout.of(settings).plan.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    if "variables" not in plan:
+        return None  # started by an older version, which did not write it down
+    file = plan["environment"].get(SETTINGS_VARIABLE)
+    return LastStart(Path(file) if file else None, plan["variables"], plan["source"])
+
+
 def start(
     settings: Settings,
     *,
@@ -120,7 +145,7 @@ def start(
             layout.state.unlink(missing_ok=True)
         preflight(settings)
         say("starting Airflow, MLflow and the recommendation service on this machine ...")
-        _launch(settings, layout, env, configuration)
+        _launch(settings, layout, env, configuration, settings_file)
         found = _wait(settings, layout, wait_seconds)
     seconds = round(time.monotonic() - began, 1)
     return Status(**{**vars(found), "seconds": seconds})
@@ -208,7 +233,14 @@ def components(settings: Settings) -> dict[str, list[str]]:
     return found
 
 
-def _launch(settings: Settings, layout: Layout, env: Mapping[str, str], configuration: str) -> None:
+def _launch(
+    settings: Settings,
+    layout: Layout,
+    env: Mapping[str, str],
+    configuration: str,
+    settings_file: Path | None,
+) -> None:
+    told = settings.source.uri
     plan = {
         "stack_id": env[STACK_VARIABLE],
         "configuration": configuration,
@@ -216,6 +248,12 @@ def _launch(settings: Settings, layout: Layout, env: Mapping[str, str], configur
         "state": str(layout.state),
         "logs": str(layout.logs),
         "environment": dict(env),
+        "source": None if told == load_settings(settings_file).source.uri else absolute(told),
+        "variables": {
+            name: value
+            for name, value in os.environ.items()
+            if name.startswith("AUDIOREC_") and name not in (SETTINGS_VARIABLE, STACK_VARIABLE)
+        },
         "prepare": [[sys.executable, "-m", "airflow", "db", "migrate"]],
         "services": components(settings),
     }

@@ -241,13 +241,14 @@ def _where(settings: Settings) -> dict[str, str]:
         ("services", "home"),
         ("privacy", "key_file"),
     ):
-        groups[group][field] = _absolute(groups[group][field])
+        groups[group][field] = absolute(groups[group][field])
     for field in ("hidden_file", "forgotten_file"):
         if groups["serving"][field] is not None:
-            groups["serving"][field] = _absolute(groups["serving"][field])
+            groups["serving"][field] = absolute(groups["serving"][field])
     groups["mlflow"]["uri"] = mlflow_address(settings)
     return {f"AUDIOREC_{name.upper()}": json.dumps(value) for name, value in sorted(groups.items())}
 
 
-def _absolute(location: str) -> str:
+def absolute(location: str) -> str:
+    """A folder or file as seen from anywhere; an address as it is."""
     return location if "://" in location else str(Path(location).absolute())

@@ -261,7 +261,7 @@ def _running_try(services: Services, run_id: str, task: str, number: int) -> Tas
 
 
 def _disk_full(services: Services, disk: Path) -> Told:
-    day = AS_OF + DAY
+    day = AS_OF - 3 * DAY
     ballast = disk / "ballast"
     with ballast.open("wb") as file, contextlib.suppress(OSError):
         while True:

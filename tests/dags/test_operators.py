@@ -69,6 +69,15 @@ def test_the_daily_run_waits_then_alerts_then_goes_on(task, late, minutes: int, 
         assert answer.xcom_value == {"as_of": "2026-11-23", "ready": False}
 
 
+@pytest.mark.parametrize(("minutes", "alerts"), [(179, 0), (181, 1)])
+def test_how_long_it_waits_before_it_alerts_is_a_setting(
+    task, late, monkeypatch: pytest.MonkeyPatch, minutes: int, alerts: int
+):
+    monkeypatch.setenv("AUDIOREC_ALERTS__LATE_MINUTES", "180")
+    task("await_sources").poke(context(waited=timedelta(minutes=minutes)))
+    assert len(late) == alerts
+
+
 def test_tables_that_are_there_end_the_wait(task, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(launcher, "source_ready", lambda *_: True)
     answer = task("await_sources").poke(context())

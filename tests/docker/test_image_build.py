@@ -63,7 +63,7 @@ def test_pip_finds_in_the_build_what_it_finds_here(image: ModuleType, tmp_path: 
 def test_every_part_keeps_to_loopback_and_has_a_check(image: ModuleType):
     parts = image.compose_on_loopback(COMPOSE, PORTS, image.values_for("word"))
     assert len(parts) == 11
-    fixed = re.compile(r"0\.0\.0\.0|(?<![\w.])(?:postgres|redis|s3|mlflow|api-server):\d|\$\{")
+    fixed = re.compile(r"0\.0\.0\.0|(?<![\w.])(?:postgres|redis|s3|mlflow|serve|api-server):\d|\$\{")
     for name, part in parts.items():
         told = yaml.safe_dump(
             {key: part[key] for key in ("command", "environment", "healthcheck") if key in part}

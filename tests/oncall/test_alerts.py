@@ -288,8 +288,23 @@ def test_broken_settings_still_alert(
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(callbacks, "load_settings", broken)
+    monkeypatch.setenv("AUDIOREC_ALERTS", '{"watch_seconds": -1}')  # these are broken as well
     callbacks.task_failed(context(exception=BadSettings("hgnn.margin: not a number")))
     assert "[BAD-SETTINGS]" in caplog.text
+
+
+def test_a_broken_settings_file_does_not_keep_an_alert_from_the_webhook(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, webhook: SimpleNamespace
+):
+    """The services are told by variables where alerts go, so the file is not needed for it."""
+    (tmp_path / "mine.toml").write_text("[hgnn]\nmargin = 'wide'\n", encoding="utf-8")
+    monkeypatch.setenv("AUDIOREC_SETTINGS", str(tmp_path / "mine.toml"))
+    monkeypatch.setenv("AUDIOREC_ALERTS", json.dumps({"webhook_url": webhook.address}))
+    monkeypatch.setenv("AUDIOREC_SERVICES", json.dumps({"home": str(tmp_path / "home")}))
+    monkeypatch.setenv("AUDIOREC_MLFLOW", json.dumps({"uri": "http://127.0.0.1:9"}))
+    callbacks.task_failed(context(exception=BadSettings("hgnn.margin: not a number")))
+    assert [sent["code"] for sent in webhook.bodies] == ["BAD-SETTINGS"]
+    assert (tmp_path / "home" / "logs" / "alerts.jsonl").exists()
 
 
 def test_an_unwritable_record_does_not_raise(

@@ -46,6 +46,8 @@ class World:
     receipts: dict[str, Any] = field(default_factory=dict)
     backfills: list[dict[str, Any]] = field(default_factory=list)
     hook_status: int = 200
+    ready: int = 200
+    """What the recommendation service answers; 0: nothing."""
     told: list[dict[str, Any]] = field(default_factory=list)
     switch: int = 0
     days: set[date] = field(default_factory=set)
@@ -134,11 +136,16 @@ def world(tmp_path: Path) -> Iterator[World]:
 
         def do_GET(self) -> None:
             world, path = kept[0], self.path.split("?")[0]
-            world.paths.append(path)
+            if path != "/readyz":
+                world.paths.append(path)
             parts = path.split("/")
             if path == "/switch":
                 world.switch += 1
                 self.answer(200)
+            elif path == "/readyz" and world.ready:
+                self.answer(world.ready, {})
+            elif path == "/readyz":
+                self.close_connection = True
             elif path == "/api/v2/monitor/health":
                 self.answer(200 if world.health else 500, world.health)
             elif path.endswith("/dagRuns"):
@@ -173,7 +180,7 @@ def world(tmp_path: Path) -> Iterator[World]:
         services={"home": str(tmp_path / "home"), "airflow_port": server.server_port},
         store={"uri": str(tmp_path / "store"), "scratch": str(tmp_path / "scratch")},
         mlflow={"uri": "http://127.0.0.1:9"},
-        alerts={"webhook_url": f"{address}/hook", "deadman_url": f"{address}/switch"},
+        alerts={"webhook_url": f"{address}/hook", "deadman_url": f"{address}/switch", "serving_url": address},
     )
     kept.append(World(settings, server.server_port))
     kept[0].champion("2026-11-23")
@@ -437,6 +444,45 @@ def test_a_backfill_s_failures_are_one_ticket_at_its_end(world: World):
     for day in (2, 5, 7, 11, 13):
         world.run(f"backfill-{day}", "success", world.now, f"2026-11-{day:02}", "backfill")
     assert world.look() == ["BACKFILL-FAILED:backfill 3 recovered"]
+
+
+@pytest.mark.parametrize("answer", [0, 503])
+def test_a_service_that_was_ready_and_is_not_is_told_within_two_minutes(world: World, answer: int):
+    assert world.look() == []
+    world.ready = answer
+    assert [world.look(0.9), world.look(0.9)] == [[], []]
+    assert world.look(0.2) == ["SERVICE-DOWN:service firing"]
+    assert world.told[-1]["severity"] == "page"
+    assert world.told[-1]["user_effect"].startswith("Nobody gets recommendations")
+    world.start()  # the watchdog itself was restarted, and has never seen the service well
+    assert [world.look(), world.look()] == [[], []]
+    world.ready = 200
+    assert world.look() == ["SERVICE-DOWN:service recovered"]
+
+
+def test_a_service_that_was_never_ready_is_no_alarm(world: World):
+    """Before the first release there is nothing to serve, and not every machine that watches has a service."""
+    world.ready = 503
+    assert [world.look() for _ in range(4)] == [[], [], [], []]
+
+
+def test_a_service_that_restarts_is_no_alarm(world: World):
+    assert world.look() == []
+    world.ready = 0
+    assert world.look(0.5) == []
+    world.ready = 200
+    assert [world.look(0.6), world.look()] == [[], []]
+
+
+def test_that_a_backfill_is_out_of_sight_does_not_mend_it(world: World):
+    days = {"id": 3, "from_date": "2026-11-01T00:00:00Z", "to_date": "2026-11-01T00:00:00Z"}
+    world.backfills = [{**days, "completed_at": world.now.isoformat()}]
+    world.run("backfill-1", "failed", world.now, "2026-11-01", "backfill")
+    assert world.look() == ["BACKFILL-FAILED:backfill 3 firing"]
+    later = world.now + timedelta(days=15)
+    newest = f"{later - timedelta(days=1):%Y-%m-%d}"
+    world.champion(newest), world.extracted(newest)
+    assert world.look(15 * 24 * 60) == []
 
 
 def test_alerts_wait_in_order_while_the_sink_is_down(world: World):

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from audiorec.stack import client as client_module
 from audiorec.stack import watch as watch_module
-from audiorec.stack.client import AirflowClient, AirflowError, Run, TaskInstance
+from audiorec.stack.client import AirflowClient, AirflowError, Backfill, Run, TaskInstance
 from audiorec.stack.watch import Row, read_progress, table, watch
 
 Answer = Callable[[httpx.Request], httpx.Response]
@@ -141,6 +141,19 @@ def test_the_days_of_a_backfill_are_asked_and_nothing_is_made():
     [asked] = seen
     assert asked.url.path == "/api/v2/backfills/dry_run"
     assert json.loads(asked.content)["reprocess_behavior"] == "failed"
+
+
+@pytest.mark.parametrize("days", [0, 99, 100, 250])
+def test_all_days_of_a_long_backfill_are_seen(days: int):
+    def answer(request: httpx.Request) -> httpx.Response:
+        first, limit = int(request.url.params["offset"]), int(request.url.params["limit"])
+        named = [RUN | {"dag_run_id": f"r{number}"} for number in range(days)]
+        return httpx.Response(200, json={"dag_runs": named[first : first + limit]})
+
+    client, _ = served(answer)
+    moment = datetime(2026, 1, 1, tzinfo=UTC)
+    found = client.backfill_runs("d", Backfill(3, moment, moment + timedelta(days=days), moment))
+    assert [run.run_id for run in found] == [f"r{number}" for number in range(days)]
 
 
 LOCKED = {

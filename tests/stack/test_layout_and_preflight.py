@@ -16,7 +16,7 @@ import pytest
 from audiorec.settings import Settings, load_settings
 from audiorec.stack import control, layout, preflight
 from audiorec.stack.layout import Layout, StackError
-from audiorec.terminal import settings_in_use
+from audiorec.terminal import settings_as_started, settings_in_use
 
 
 @pytest.fixture
@@ -188,6 +188,8 @@ def started(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.chdir(tmp_path)
     for name in [name for name in os.environ if name.startswith("AUDIOREC_")]:
         monkeypatch.delenv(name)
+    monkeypatch.setenv(control.MODEL_VARIABLE, "")  # so that it is as it was when the test is over
+    monkeypatch.delenv(control.MODEL_VARIABLE)
     monkeypatch.setenv("AUDIOREC_SERVICES", json.dumps({"home": settings.services.home}))
     (tmp_path / "mine.toml").write_text("[time]\nwindow_days = 60\n", encoding="utf-8")
     where = Layout.of(settings)
@@ -229,3 +231,46 @@ def test_services_that_have_ended_say_nothing_of_the_settings(started: Settings)
     state.write_text(json.dumps({"supervisor": {"pid": os.getpid(), "started": 1.0}}), encoding="utf-8")
     assert settings_in_use(None).release.model_name == load_settings().release.model_name
     assert settings_in_use(None).time.window_days == load_settings().time.window_days
+
+
+def last_started(started: Settings, variables: dict[str, str], source: str | None) -> None:
+    """Write down how the services that run were started, as `start` does."""
+    plan = Layout.of(started).plan
+    told = json.loads(plan.read_text(encoding="utf-8"))
+    plan.write_text(json.dumps({**told, "variables": variables, "source": source}), encoding="utf-8")
+
+
+@pytest.mark.parametrize("ended", [False, True])
+def test_what_starts_the_services_again_starts_them_as_they_were(
+    started: Settings, tmp_path: Path, ended: bool
+):
+    last_started(started, {control.MODEL_VARIABLE: "of_the_demo"}, "/their/tables")
+    if ended:
+        Layout.of(started).state.unlink()
+    # Raised since: what is read is the file, not what it once said.
+    (tmp_path / "mine.toml").write_text("[resources.train_hgnn]\nmemory_mb = 16000\n", encoding="utf-8")
+    found, file = settings_as_started(None)
+    assert file == tmp_path / "mine.toml"
+    assert found.resources["train_hgnn"].memory_mb == 16_000
+    assert found.source.uri == "/their/tables"
+    assert found.release.model_name == "of_the_demo"
+
+
+def test_a_source_that_the_file_names_may_change_in_it(started: Settings, tmp_path: Path):
+    last_started(started, {}, None)
+    (tmp_path / "mine.toml").write_text('[source]\nuri = "/moved"\n', encoding="utf-8")
+    assert settings_as_started(None)[0].source.uri == "/moved"
+
+
+def test_named_settings_start_the_services_otherwise(started: Settings, tmp_path: Path):
+    last_started(started, {control.MODEL_VARIABLE: "of_the_demo"}, "/their/tables")
+    (tmp_path / "other.toml").write_text("[time]\nwindow_days = 30\n", encoding="utf-8")
+    found, file = settings_as_started(tmp_path / "other.toml")
+    assert (found.time.window_days, file) == (30, tmp_path / "other.toml")
+    assert found.source.uri == load_settings().source.uri
+    assert found.release.model_name == load_settings().release.model_name
+
+
+def test_without_a_start_before_the_defaults_count(settings: Settings, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("AUDIOREC_SERVICES", json.dumps({"home": settings.services.home}))
+    assert settings_as_started(None)[0].source.uri == load_settings().source.uri

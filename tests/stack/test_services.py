@@ -129,6 +129,12 @@ def test_starting_again_does_nothing(running: stack.Status, settings: Settings):
     assert again.processes == running.processes
 
 
+def test_how_they_were_started_is_written_down(running: stack.Status, settings: Settings):
+    last = control.last_start(settings)
+    assert last is not None
+    assert (last.settings_file, last.source) == (None, settings.source.uri)
+
+
 def test_a_run_that_cannot_work_ends_at_once_and_says_why(running: stack.Status, settings: Settings):
     """The whole way: trigger, first task, source that is not there, no retry, alert, red run."""
     account = stack.login(settings)
