@@ -35,13 +35,17 @@ def airflow_environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, s
 
 @pytest.fixture(scope="session")
 def bag(airflow_environment: dict[str, str]):
-    """The DagBag; its class moved during 3.x, so it is imported here and nowhere else."""
+    """The DagBag; its class moved during 3.x, so it is imported here and nowhere else.
+
+    Airflow reads its environment when it is imported. Afterwards the variables go again: tests of other folders run
+    in the same process.
+    """
     before = dict(os.environ)
     os.environ.update(airflow_environment)
     try:
         from airflow.dag_processing.dagbag import DagBag
 
-        yield DagBag(ROOT / "dags")
+        return DagBag(ROOT / "dags")
     finally:
         os.environ.clear()
         os.environ.update(before)
