@@ -68,7 +68,7 @@ test: $(STAMP) ## the tests, two files at a time; those with a browser need Chro
 test-long: $(STAMP) ## the tests that take minutes each: whole days in Airflow, real data, kills
 	$(BIN)/pytest -n 2 -m long
 
-chaos: $(STAMP) ## reliability experiments, up to two hours, resumable; writes docs/results/chaos.md
+chaos: $(STAMP) ## reliability experiments, up to two hours in three lanes, resumable; writes docs/results/chaos.md
 	$(BIN)/python -m benchmarks.chaos
 
 format: $(STAMP) ## put the code in shape

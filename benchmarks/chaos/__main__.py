@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import signal
+import subprocess
 import sys
 import time
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 
 from audiorec.experiments.publish import commit
@@ -26,12 +29,70 @@ EXPERIMENTS: tuple[Experiment, ...] = (
 
 NOT_ENDED = "the experiment runs to its end"
 
+LANES: tuple[tuple[str, ...], ...] = (("outages", "alerts"), ("backfill", "worker", "scheduler"))
+"""Experiments with an Airflow of their own, which waits more than it works. All others are a third lane.
 
-def run(chosen: list[Experiment], lab: Lab, short: bool) -> list[Finished]:
+No more than two at once: alerts have to arrive in time on two cores."""
+
+
+def in_lanes(chosen: Sequence[Experiment]) -> list[list[Experiment]]:
+    """The chosen experiments by what may run side by side; within a lane one after another."""
+    named = [[one for one in chosen if one.name in lane] for lane in LANES]
+    others = [one for one in chosen if not any(one.name in lane for lane in LANES)]
+    return [lane for lane in [*named, others] if lane]
+
+
+def side_by_side(lanes: Sequence[Sequence[Experiment]], work: Path, results: Path, short: bool) -> None:
+    """Run each lane in a process and a folder of its own; what they find is in `results`."""
+    children = []
+    try:
+        for number, lane in enumerate(lanes):
+            command = [sys.executable, "-m", "benchmarks.chaos", "--lane"]
+            command += ["--only", *(one.name for one in lane), *(["--short"] if short else [])]
+            command += ["--work", str(work / f"lane-{number}"), "--results", str(results)]
+            children.append(subprocess.Popen(command, cwd=ROOT))
+        for child in children:
+            child.wait()
+    finally:
+        for child in children:
+            if child.poll() is None:
+                child.terminate()
+        for child in children:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                child.wait(60)
+
+
+def collect(chosen: Sequence[Experiment], results: Path, short: bool) -> list[Finished]:
+    """What the lanes have kept; an experiment of which nothing is there has broken off."""
+    done = []
+    for experiment in chosen:
+        finished = Finished.read(kept_at(results, experiment, short))
+        if finished is None or finished.fingerprint != experiment.fingerprint(short):
+            rows = [Row(NOT_ENDED, "it broke off; what its lane printed says why", False)]
+            finished = Finished(
+                experiment.name,
+                experiment.number,
+                experiment.purpose,
+                experiment.seed,
+                experiment.fingerprint(short),
+                0.0,
+                commit(),
+                rows,
+            )
+        done.append(finished)
+    return done
+
+
+def kept_at(results: Path, experiment: Experiment, short: bool) -> Path:
+    """Where an experiment's rows are kept."""
+    return results / f"{experiment.name}{'-short' if short else ''}.json"
+
+
+def run(chosen: Sequence[Experiment], lab: Lab, results: Path, short: bool) -> list[Finished]:
     """Run experiments, or take what is kept of them; one that breaks off is not kept."""
     done = []
     for experiment in chosen:
-        kept = lab.work / "results" / f"{experiment.name}{'-short' if short else ''}.json"
+        kept = kept_at(results, experiment, short)
         fingerprint = experiment.fingerprint(short)
         finished = Finished.read(kept)
         if finished is None or finished.fingerprint != fingerprint:
@@ -57,7 +118,8 @@ def run(chosen: list[Experiment], lab: Lab, short: bool) -> list[Finished]:
         else:
             print(f"{experiment.name}: kept from an earlier run", flush=True)
         for row in finished.rows:
-            print(f"  {'held    ' if row.passed else 'NOT HELD'} {row.criterion}: {row.figure}", flush=True)
+            verdict = "held    " if row.passed else "NOT HELD"
+            print(f"  {verdict} {experiment.name}: {row.criterion}: {row.figure}", flush=True)
             if row.note and not row.passed:
                 print(f"           {row.note}", flush=True)
         done.append(finished)
@@ -74,28 +136,40 @@ def main(arguments: list[str] | None = None) -> int:
         "--work", type=Path, default=ROOT / ".audiorec" / "chaos", help="stores and kept results"
     )
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "results")
+    parser.add_argument("--lane", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--results", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
     chosen = [names[name] for name in given.only] if given.only else list(EXPERIMENTS)
+    results = (given.results or given.work / "results").resolve()
     # Asked to stop, it unmounts and ends what it started.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    lab = Lab(given.work, given.short)
-    try:
-        done = run(chosen, lab, given.short)
-    finally:
-        lab.close()
+    lanes = in_lanes(chosen)
+    if len(lanes) > 1:
+        side_by_side(lanes, given.work.resolve(), results, given.short)
+        done = collect(chosen, results, given.short)
+    else:
+        lab = Lab(given.work, given.short)
+        try:
+            done = run(chosen, lab, results, given.short)
+        finally:
+            lab.close()
+    if not given.lane:
+        write_page(done, results, given.out, given.short)
+    return 0 if all(one.passed for one in done) else 1
+
+
+def write_page(done: list[Finished], results: Path, out: Path, short: bool) -> None:
+    """The page of what was run now, and of what is kept of all others."""
     ours = {one.name for one in done}
     for experiment in EXPERIMENTS:
         if experiment.name not in ours:
-            kept = Finished.read(
-                lab.work / "results" / f"{experiment.name}{'-short' if given.short else ''}.json"
-            )
+            kept = Finished.read(kept_at(results, experiment, short))
             if kept is not None:
-                kept.stale = kept.fingerprint != experiment.fingerprint(given.short)
+                kept.stale = kept.fingerprint != experiment.fingerprint(short)
                 done.append(kept)
     there = {one.name for one in done}
-    command = "python -m benchmarks.chaos" + (" --short" if given.short else "")
-    write(given.out, done, [one for one in EXPERIMENTS if one.name not in there], command)
-    return 0 if all(one.passed for one in done) else 1
+    command = "python -m benchmarks.chaos" + (" --short" if short else "")
+    write(out, done, [one for one in EXPERIMENTS if one.name not in there], command)
 
 
 if __name__ == "__main__":

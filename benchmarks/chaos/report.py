@@ -114,7 +114,7 @@ def _page(done: list[Finished], missing: list[Experiment], command: str) -> str:
         f"| command | `{command}` |",
         f"| machine | {processor()}, {os.cpu_count()} cores, {psutil.virtual_memory().total / 2**30:.0f} GiB, "
         f"Python {platform.python_version()}; other work ran beside it |",
-        f"| wall time | {sum(one.seconds for one in done) / 60:.0f} min |",
+        f"| time | {sum(one.seconds for one in done) / 60:.0f} min, of experiments that ran three at once |",
         "",
     ]
     for one in done:

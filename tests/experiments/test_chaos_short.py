@@ -5,6 +5,9 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
+import pytest
+
+import benchmarks.chaos.__main__ as chaos
 from benchmarks.chaos.__main__ import EXPERIMENTS, main
 from benchmarks.chaos.report import Experiment, Finished, Row
 
@@ -35,6 +38,34 @@ def test_every_criterion_of_the_short_form_is_held_and_a_second_run_repeats_noth
 
     assert main(arguments) == 0
     assert capsys.readouterr().out.count("kept from an earlier run") == len(SHORT)
+
+
+def test_two_lanes_run_side_by_side_and_end_on_one_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(chaos, "LANES", (("upgrade",),))
+    arguments = ["--short", "--only", "upgrade", "schema", "--work", str(tmp_path / "work")]
+    arguments += ["--out", str(tmp_path / "out")]
+    code = main(arguments)
+    assert code == 0, capfd.readouterr()
+    assert {path.name for path in (tmp_path / "work").iterdir()} == {"lane-0", "lane-1", "results"}
+    with (tmp_path / "out" / "chaos.csv").open(encoding="utf-8") as file:
+        assert {row["experiment"] for row in csv.DictReader(file)} == {"upgrade", "schema"}
+    capfd.readouterr()
+    assert main(arguments) == 0
+    assert capfd.readouterr().out.count("kept from an earlier run") == 2
+
+
+def test_every_experiment_is_in_one_lane_and_two_lanes_have_an_airflow():
+    lanes = chaos.in_lanes(EXPERIMENTS)
+    assert sorted(one.name for lane in lanes for one in lane) == sorted(one.name for one in EXPERIMENTS)
+    assert len(lanes) == 3
+    assert {one.number for lane in lanes[:2] for one in lane} == {5, 13, 14, 18, 23}
+
+
+def test_what_broke_off_in_its_lane_is_not_held(tmp_path: Path):
+    [finished] = chaos.collect(EXPERIMENTS[:1], tmp_path, short=True)
+    assert not finished.passed and "broke off" in finished.rows[0].figure
 
 
 def test_names_and_numbers_are_unique():
