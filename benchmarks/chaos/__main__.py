@@ -42,14 +42,13 @@ def in_lanes(chosen: Sequence[Experiment]) -> list[list[Experiment]]:
     return [lane for lane in [*named, others] if lane]
 
 
-def side_by_side(lanes: Sequence[Sequence[Experiment]], work: Path, results: Path, short: bool) -> None:
-    """Run each lane in a process and a folder of its own; what they find is in `results`."""
+def side_by_side(lanes: Sequence[Sequence[Experiment]], work: Path, short: bool) -> None:
+    """Run each lane in a process and a folder of its own; what they find is kept in one place."""
     children = []
     try:
         for number, lane in enumerate(lanes):
-            command = [sys.executable, "-m", "benchmarks.chaos", "--lane"]
+            command = [sys.executable, "-m", "benchmarks.chaos", "--work", str(work), "--lane", str(number)]
             command += ["--only", *(one.name for one in lane), *(["--short"] if short else [])]
-            command += ["--work", str(work / f"lane-{number}"), "--results", str(results)]
             children.append(subprocess.Popen(command, cwd=ROOT))
         for child in children:
             child.wait()
@@ -64,23 +63,8 @@ def side_by_side(lanes: Sequence[Sequence[Experiment]], work: Path, results: Pat
 
 def collect(chosen: Sequence[Experiment], results: Path, short: bool) -> list[Finished]:
     """What the lanes have kept; an experiment of which nothing is there has broken off."""
-    done = []
-    for experiment in chosen:
-        finished = Finished.read(kept_at(results, experiment, short))
-        if finished is None or finished.fingerprint != experiment.fingerprint(short):
-            rows = [Row(NOT_ENDED, "it broke off; what its lane printed says why", False)]
-            finished = Finished(
-                experiment.name,
-                experiment.number,
-                experiment.purpose,
-                experiment.seed,
-                experiment.fingerprint(short),
-                0.0,
-                commit(),
-                rows,
-            )
-        done.append(finished)
-    return done
+    broken = [Row(NOT_ENDED, "it broke off; what its lane printed says why", False)]
+    return [current(one, results, short) or one.finished(broken, 0.0, commit(), short) for one in chosen]
 
 
 def kept_at(results: Path, experiment: Experiment, short: bool) -> Path:
@@ -88,14 +72,18 @@ def kept_at(results: Path, experiment: Experiment, short: bool) -> Path:
     return results / f"{experiment.name}{'-short' if short else ''}.json"
 
 
+def current(experiment: Experiment, results: Path, short: bool) -> Finished | None:
+    """What is kept of an experiment, None if that is nothing or of other code."""
+    kept = Finished.read(kept_at(results, experiment, short))
+    return kept if kept is not None and kept.fingerprint == experiment.fingerprint(short) else None
+
+
 def run(chosen: Sequence[Experiment], lab: Lab, results: Path, short: bool) -> list[Finished]:
     """Run experiments, or take what is kept of them; one that breaks off is not kept."""
     done = []
     for experiment in chosen:
-        kept = kept_at(results, experiment, short)
-        fingerprint = experiment.fingerprint(short)
-        finished = Finished.read(kept)
-        if finished is None or finished.fingerprint != fingerprint:
+        finished = current(experiment, results, short)
+        if finished is None:
             began, code = time.monotonic(), commit()
             print(f"{experiment.name}: {experiment.purpose}", flush=True)
             try:
@@ -103,18 +91,9 @@ def run(chosen: Sequence[Experiment], lab: Lab, results: Path, short: bool) -> l
             except Exception:  # the others shall run all the same
                 trouble = traceback.format_exc()
                 rows = [Row(NOT_ENDED, trouble.strip().splitlines()[-1], False, trouble)]
-            finished = Finished(
-                experiment.name,
-                experiment.number,
-                experiment.purpose,
-                experiment.seed,
-                fingerprint,
-                round(time.monotonic() - began, 1),
-                code,
-                rows,
-            )
+            finished = experiment.finished(rows, round(time.monotonic() - began, 1), code, short)
             if rows[0].criterion != NOT_ENDED:
-                finished.keep(kept)
+                finished.keep(kept_at(results, experiment, short))
         else:
             print(f"{experiment.name}: kept from an earlier run", flush=True)
         for row in finished.rows:
@@ -136,24 +115,23 @@ def main(arguments: list[str] | None = None) -> int:
         "--work", type=Path, default=ROOT / ".audiorec" / "chaos", help="stores and kept results"
     )
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "results")
-    parser.add_argument("--lane", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("--results", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--lane", type=int, help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
     chosen = [names[name] for name in given.only] if given.only else list(EXPERIMENTS)
-    results = (given.results or given.work / "results").resolve()
+    results = given.work / "results"
     # Asked to stop, it unmounts and ends what it started.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     lanes = in_lanes(chosen)
     if len(lanes) > 1:
-        side_by_side(lanes, given.work.resolve(), results, given.short)
+        side_by_side(lanes, given.work.resolve(), given.short)
         done = collect(chosen, results, given.short)
     else:
-        lab = Lab(given.work, given.short)
+        lab = Lab(given.work if given.lane is None else given.work / f"lane-{given.lane}", given.short)
         try:
             done = run(chosen, lab, results, given.short)
         finally:
             lab.close()
-    if not given.lane:
+    if given.lane is None:
         write_page(done, results, given.out, given.short)
     return 0 if all(one.passed for one in done) else 1
 

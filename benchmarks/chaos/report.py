@@ -51,6 +51,12 @@ class Experiment:
         code = [hashlib.sha256(path.read_bytes()).hexdigest() for path in (own, Path(lab.__file__))]
         return digest([product_digest(), code, self.name, self.seed, short])
 
+    def finished(self, rows: list[Row], seconds: float, commit: str, short: bool) -> Finished:
+        """Its rows as they are kept: of the code of now, which was committed as `commit`."""
+        return Finished(
+            self.name, self.number, self.purpose, self.seed, self.fingerprint(short), seconds, commit, rows
+        )
+
 
 @dataclass
 class Finished:
@@ -114,7 +120,7 @@ def _page(done: list[Finished], missing: list[Experiment], command: str) -> str:
         f"| command | `{command}` |",
         f"| machine | {processor()}, {os.cpu_count()} cores, {psutil.virtual_memory().total / 2**30:.0f} GiB, "
         f"Python {platform.python_version()}; other work ran beside it |",
-        f"| time | {sum(one.seconds for one in done) / 60:.0f} min, of experiments that ran three at once |",
+        f"| time | {sum(one.seconds for one in done) / 60:.0f} min, summed over the experiments |",
         "",
     ]
     for one in done:
