@@ -43,7 +43,7 @@ def place(tiny_chain: Chain, tiny: Any, tmp_path_factory: pytest.TempPathFactory
             "bpr_factors": 8,
             "bpr_iterations": 20,
             "lightgcn_epochs": 3,
-            "gbdt_trees": 30,
+            "gbdt_trees": [10, 30],
             "user_graph_dim": 8,
             "user_graph_steps": 10,
         },
