@@ -250,6 +250,15 @@ def test_wrong_inputs_get_a_clear_answer(place: Any, arguments: list[str], said:
     assert "Traceback" not in found.output + found.stderr
 
 
+def test_rivals_that_no_seed_changes_are_fitted_once():
+    cells = [cell for cell in TABLES["table2"].cells((1, 2, 3)) if cell.task == "rivals"]
+    names = [name for cell in cells for name in cell.overrides["rivals"]["models"]]
+    assert {name: names.count(name) for name in rivals.MODELS} == {
+        name: 1 if name in {"LLM-KNN", "item-kNN", "item-kNN x recent popularity", "EASE"} else 3
+        for name in rivals.MODELS
+    }
+
+
 @pytest.mark.parametrize("name", TABLES)
 def test_cells_have_labels_of_their_own_and_settings_that_load(name: str):
     from datetime import date
