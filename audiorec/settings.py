@@ -491,7 +491,7 @@ class Rivals(Group):
     lightgcn_epochs: int = setting(20, "LightGCN: at most; the best on validation is kept", gt=0)
     user_graph_dim: int = setting(128, "HGNN-w-users: length of an embedding", gt=0)
     user_graph_steps: int = setting(80, "HGNN-w-users: at most; the best on validation is kept", gt=0)
-    gbdt_trees: int = setting(300, "boosted ranker (LightGBM): at most; the best on validation is kept", gt=0)
+    gbdt_trees: tuple[int, ...] = setting((10, 20, 40, 80, 160, 320), "boosted ranker (LightGBM): trees")
     gbdt_negatives: int = setting(100, "boosted ranker: titles not chosen, a target", gt=0)
     gbdt_targets: int = setting(4_000, "boosted ranker: training targets, evenly spread", gt=0)
     seed: int = setting(1, "random seed")

@@ -252,8 +252,6 @@ class BoostedTrees:
     ) -> None:
         self.builder, self.vectors, self.settings = builder, vectors, settings
         self._listening = listening
-        self._whole = len(builder.config.popularity_windows)
-        """Column of streams over the whole window."""
         self._similar = {day: item_knn(one, shrinkage) for day, one in listening.items()}
         self._model: Any = None
 
@@ -271,36 +269,34 @@ class BoostedTrees:
         columns = [shared[titles], *(one[rows, titles][:, :, None] for one in personal)]
         return np.concatenate([*columns, np.broadcast_to(count[:, None], (*titles.shape, 1))], axis=2)
 
+    def examples(self, targets: Targets, cut_of_block: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        """Features [groups * (1 + negatives), F] and labels of groups of titles, the chosen one among others.
+
+        The others are drawn uniformly: drawn by popularity they would teach that popularity says nothing. Each group
+        is in random order: a ranker finds the first of titles that it cannot tell apart.
+        """
+        generator = np.random.default_rng(self.settings.seed)
+        titles_in_all = len(self.vectors.audiobook_text)
+        features, labels = [], []
+        for day in np.unique(targets.day):
+            batch = targets.take(np.flatnonzero(targets.day == day))
+            drawn = generator.integers(titles_in_all, size=(len(batch), self.settings.gbdt_negatives))
+            titles = np.concatenate([batch.audiobook_idx[:, None], drawn], axis=1)
+            titles = generator.permuted(titles, axis=1)
+            found = self.features(batch.user_idx, int(day), cut_of_block[int(batch.block[0])], titles)
+            features.append(found.reshape(titles.size, -1))
+            labels.append((titles == batch.audiobook_idx[:, None]).ravel())
+        return np.concatenate(features), np.concatenate(labels).astype(int)
+
     def fit(self, targets: Targets, cut_of_block: Sequence[int]) -> BoostedTrees:
-        """Train on targets against titles drawn half by popularity, half uniformly; stop by the validation targets."""
+        """Grow as many trees as the longest try asks for; `score` uses the first of them."""
         import lightgbm
 
-        generator = np.random.default_rng(self.settings.seed)
-        sets: dict[bool, list[tuple[np.ndarray, np.ndarray]]] = {False: [], True: []}
-        for validation in (False, True):
-            rows = np.flatnonzero(targets.validation == validation)
-            rows = evenly_spread(rows, self.settings.gbdt_targets)
-            for day in np.unique(targets.day[rows]):
-                batch = targets.take(rows[targets.day[rows] == day])
-                odds = np.exp(self.builder.popularity(int(day))[:, self._whole].astype(np.float64))
-                odds = 0.5 * odds / odds.sum() + 0.5 / len(odds)
-                drawn = generator.choice(len(odds), (len(batch), self.settings.gbdt_negatives), p=odds)
-                titles = np.concatenate([batch.audiobook_idx[:, None], drawn], axis=1)
-                label = titles == batch.audiobook_idx[:, None]
-                found = self.features(
-                    batch.user_idx, int(day), cut_of_block[int(batch.block[0])], titles
-                ).reshape(titles.size, -1)
-                sets[validation].append((found, label.ravel()))
+        rows = evenly_spread(np.arange(len(targets)), self.settings.gbdt_targets)
+        features, labels = self.examples(targets.take(rows), cut_of_block)
         width = self.settings.gbdt_negatives + 1
-        data = {
-            validation: (
-                np.concatenate([part[0] for part in parts]),
-                np.concatenate([part[1] for part in parts]).astype(int),
-            )
-            for validation, parts in sets.items()
-        }
         self._model = lightgbm.LGBMRanker(
-            n_estimators=self.settings.gbdt_trees,
+            n_estimators=max(self.settings.gbdt_trees),
             learning_rate=0.05,
             num_leaves=31,
             min_child_samples=50,
@@ -308,25 +304,16 @@ class BoostedTrees:
             n_jobs=1,
             deterministic=True,
             verbose=-1,
-        )
-        (train, labels), (valid, valid_labels) = data[False], data[True]
-        self._model.fit(
-            train,
-            labels,
-            group=[width] * (len(train) // width),
-            eval_set=[(valid, valid_labels)],
-            eval_group=[[width] * (len(valid) // width)],
-            eval_at=[10],
-            callbacks=[lightgbm.early_stopping(30, verbose=False)],
-        )
+        ).fit(features, labels, group=[width] * (len(labels) // width))
         return self
 
-    def score(self, users: np.ndarray, day: int) -> np.ndarray:
-        """[R, audiobooks] on a day, similarities from streams before it."""
+    def score(self, users: np.ndarray, day: int, trees: int) -> np.ndarray:
+        """[R, audiobooks] on a day by the first `trees`, similarities from streams before it."""
         parts = []
         for start in range(0, len(users), 64):
             found = self.features(users[start : start + 64], day, day, None)
-            parts.append(self._model.predict(found.reshape(-1, found.shape[2])).reshape(found.shape[:2]))
+            flat = found.reshape(-1, found.shape[2])
+            parts.append(self._model.predict(flat, num_iteration=trees).reshape(found.shape[:2]))
         return np.concatenate(parts)
 
 
@@ -507,16 +494,21 @@ def _boosted(field: Field) -> tuple[Ranker, dict[str, Any]]:
     from audiorec.catalogue import day_number
 
     blocks = [day_number(block.first_day) for block in field.cuts.blocks]
-    split = field.hold_out.split
+    split, first = field.hold_out.split, field.first_validation_day
     shrinkage, _ = field.tuned(item_knn, field.settings.rivals.item_knn_shrinkage)
-    model = BoostedTrees(
-        field.builder,
-        {day: field.listening(day) for day in {*blocks, split}},
-        field.vectors,
-        field.settings.rivals,
-        shrinkage,
-    ).fit(field.targets, blocks)
-    return _by_user(field, lambda users: model.score(users, split)), {}
+    listening = {day: field.listening(day) for day in {*blocks, first, split}}
+    model = BoostedTrees(field.builder, listening, field.vectors, field.settings.rivals, shrinkage)
+    model.fit(field.targets.take(np.flatnonzero(~field.targets.validation)), blocks)
+    rates = {
+        trees: field.rate(lambda users, n=trees: model.score(users, first, n))  # type: ignore[misc]
+        for trees in field.settings.rivals.gbdt_trees
+    }
+    trees = max(rates, key=lambda number: rates[number])
+    model.fit(field.targets, blocks)
+    return _by_user(field, lambda users: model.score(users, split, trees)), {
+        "trees": trees,
+        "validation": rates[trees],
+    }
 
 
 MODELS: dict[str, Maker] = {

@@ -43,7 +43,7 @@ def place(tiny_chain: Chain, tiny: Any, tmp_path_factory: pytest.TempPathFactory
             "bpr_factors": 8,
             "bpr_iterations": 20,
             "lightgcn_epochs": 3,
-            "gbdt_trees": 30,
+            "gbdt_trees": [10, 30],
             "user_graph_dim": 8,
             "user_graph_steps": 10,
         },
@@ -248,6 +248,15 @@ def test_wrong_inputs_get_a_clear_answer(place: Any, arguments: list[str], said:
     assert found.exit_code != 0
     assert said in found.stderr
     assert "Traceback" not in found.output + found.stderr
+
+
+def test_rivals_that_no_seed_changes_are_fitted_once():
+    cells = [cell for cell in TABLES["table2"].cells((1, 2, 3)) if cell.task == "rivals"]
+    names = [name for cell in cells for name in cell.overrides["rivals"]["models"]]
+    assert {name: names.count(name) for name in rivals.MODELS} == {
+        name: 1 if name in {"LLM-KNN", "item-kNN", "item-kNN x recent popularity", "EASE"} else 3
+        for name in rivals.MODELS
+    }
 
 
 @pytest.mark.parametrize("name", TABLES)
