@@ -326,6 +326,10 @@ def experiment(
     out: Annotated[
         Path | None, typer.Option(help="Folder of the page (default: docs/results/SOURCE).")
     ] = None,
+    jobs: Annotated[
+        int | None,
+        typer.Option(min=1, help="Tasks at a time (default: one a core, as far as memory goes)."),
+    ] = None,
     check: Annotated[
         bool, typer.Option("--check", help="Compute nothing: say whether the page is current.")
     ] = False,
@@ -350,7 +354,8 @@ def experiment(
                 errors.print(line, markup=False, highlight=False, soft_wrap=True)
             console.print(f"{wanted.page}: {'stale' if stale else 'current'}", highlight=False)
             raise typer.Exit(1 if stale else 0)
-        page = run_experiment(wanted, lambda text: console.print(text, highlight=False, soft_wrap=True))
+        say = lambda text: console.print(text, highlight=False, soft_wrap=True)  # noqa: E731
+        page = run_experiment(wanted, say, jobs)
         console.print(f"written: {page}", highlight=False)
 
 

@@ -14,13 +14,17 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from datetime import date
+from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import psutil
 
 from audiorec.chain import TASKS
 from audiorec.cuts import cuts
@@ -122,10 +126,14 @@ class Result:
 
 
 class Runner:
-    """Runs the cells of one experiment; finished ones are only read."""
+    """Runs the cells of one experiment, several tasks at a time; finished ones are only read."""
 
-    def __init__(self, experiment: Experiment, say: Callable[[str], None] = print) -> None:
+    def __init__(
+        self, experiment: Experiment, say: Callable[[str], None] = print, jobs: int | None = None
+    ) -> None:
+        """`jobs`: tasks at a time; None: as many as the machine has room for."""
         self.experiment, self._say = experiment, say
+        self._jobs = jobs or room_for_jobs()
         self._extract: dict[str, str] = {}
 
     def resolver(self, cell: Cell) -> Resolver:
@@ -143,21 +151,72 @@ class Runner:
         check_graph(found)
         return found
 
-    def run(self, cell: Cell) -> Result:
-        """Compute what is missing of a cell.
+    def run(self, cells: Sequence[Cell]) -> tuple[list[Result], dict[str, str]]:
+        """Compute what is missing of the cells. Returns the results, and why cells were left out, by their labels.
+
+        A task that several cells share runs once; tasks that need nothing of each other run side by side.
 
         Raises:
-            NotPossible: the source lacks what the cell is about.
-            AudiorecError: a task failed; the message is the task's own, or the end of its log.
+            AudiorecError: a task failed; the message is the task's own, or the end of its log. What ran beside it is
+                brought to its end first and kept.
         """
-        resolver = self.resolver(cell)
-        for task in self._needed(cell.task):
-            if resolver.manifest(task) is None:
-                self._say(f"{cell.label}: {task}")
-                self._run_task(task, resolver)
-            if task == "extract":
+        started = time.monotonic()
+        ready, left_out = self._begin(cells)
+        order: TopologicalSorter[Work] = TopologicalSorter()
+        wanted_by: dict[Work, tuple[Cell, Resolver]] = {}
+        for cell, resolver in ready:
+            for work, inputs in missing(cell.task, resolver).items():
+                order.add(work, *inputs)
+                wanted_by.setdefault(work, (cell, resolver))
+        # The first cell comes first with all that it needs, so that what is cut short has finished cells.
+        place = {work: number for number, work in enumerate(wanted_by)}
+        open_cells, left = list(ready), set(wanted_by)
+
+        def tell() -> None:
+            for cell, resolver in list(open_cells):
+                if (cell.task, resolver.fingerprint(cell.task)) not in left:
+                    open_cells.remove((cell, resolver))
+                    done, seconds = len(cells) - len(open_cells), time.monotonic() - started
+                    self._say(f"{done} of {len(cells)} cells after {seconds:.0f} s: {cell.label}, done")
+
+        tell()
+        order.prepare()
+        waiting: list[Work] = []
+        running: dict[Future[None], Work] = {}
+        with ThreadPoolExecutor(self._jobs) as pool:
+            while order.is_active():
+                waiting = sorted([*waiting, *order.get_ready()], key=lambda work: place[work])
+                while waiting and len(running) < self._jobs:
+                    work = waiting.pop(0)
+                    running[pool.submit(self._run_task, work[0], *wanted_by[work])] = work
+                finished, _ = wait(running, return_when=FIRST_COMPLETED)
+                for future in finished:
+                    future.result()
+                    work = running.pop(future)
+                    left.discard(work)
+                    order.done(work)
+                tell()
+        return [self._result(cell, resolver) for cell, resolver in ready], left_out
+
+    def _begin(self, cells: Sequence[Cell]) -> tuple[list[tuple[Cell, Resolver]], dict[str, str]]:
+        """Extract what the cells are made from, and see which of them make sense on it before hours of work."""
+        ready = []
+        left_out = {}
+        for cell in cells:
+            try:
+                resolver = self.resolver(cell)
+                if resolver.manifest("extract") is None:
+                    self._run_task("extract", cell, resolver)
                 check_graph(resolver)
                 check_days(resolver, judged=cell.task != "analysis")
+            except NotPossible as error:
+                left_out[cell.label] = str(error)
+                self._say(f"left out: {cell.label}: {error}")
+                continue
+            ready.append((cell, resolver))
+        return ready, left_out
+
+    def _result(self, cell: Cell, resolver: Resolver) -> Result:
         cost, lacks = self._cost(resolver, cell), source_lacks(resolver)
         return Result(cell, resolver.need(cell.task), resolver.store, cost, lacks)
 
@@ -165,21 +224,16 @@ class Runner:
         """Whether a cell with this fingerprint is what the code and settings of now would give."""
         return self.resolver(cell).fingerprint(cell.task) == fingerprint
 
-    @staticmethod
-    def _needed(task: str) -> list[str]:
-        wanted, pending = set(), [task]
-        while pending:
-            name = pending.pop()
-            wanted.add(name)
-            pending += [below for below in TASKS[name].inputs if below not in wanted]
-        return [name for name in TASKS if name in wanted]
-
-    def _run_task(self, task: str, resolver: Resolver) -> None:
+    def _run_task(self, task: str, cell: Cell, resolver: Resolver) -> None:
         """In a process of its own, as Airflow does: its memory is its own, a crash ends no experiment."""
-        settings = resolver.settings
+        self._say(f"{cell.label}: {task}")
+        settings = self._sharing_cores(resolver.settings, task)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "settings.toml"
             path.write_text(as_toml(settings), encoding="utf-8")
+            environment = {k: v for k, v in os.environ.items() if not _is_setting(k)}
+            if self._jobs > 1:
+                environment["OMP_WAIT_POLICY"] = "PASSIVE"  # As beside other tasks in Airflow.
             ended = subprocess.run(
                 [
                     sys.executable,
@@ -192,7 +246,7 @@ class Runner:
                     "--extract",
                     resolver.fingerprint("extract"),
                 ],
-                env={k: v for k, v in os.environ.items() if not _is_setting(k)},
+                env=environment,
                 capture_output=True,
                 text=True,
                 check=False,
@@ -200,15 +254,55 @@ class Runner:
         if ended.returncode:
             raise failure(task, ended.returncode, ended.stdout, ended.stderr)
 
+    def _sharing_cores(self, settings: Settings, task: str) -> Settings:
+        """The settings with no more threads than a task's share of the cores; no result depends on them."""
+        own = settings.resources[task]
+        share = max(1, (os.cpu_count() or 1) // self._jobs)
+        limits = own.model_copy(update={"threads": min(own.threads, share)})
+        return settings.model_copy(update={"resources": {**settings.resources, task: limits}})
+
     def _cost(self, resolver: Resolver, cell: Cell) -> dict[str, dict[str, float]]:
         found = {}
-        for task in self._needed(cell.task):
+        for task in needed(cell.task):
             manifest = resolver.manifest(task)
             if manifest is None:
                 continue
             run = resolver.store.run_record(manifest)
             found[task] = {"seconds": run.get("seconds", 0.0), "peak_mb": run.get("peak_mb", 0.0)}
         return found
+
+
+Work = tuple[str, str]
+"""A task and the fingerprint of what it makes."""
+
+_MEMORY_A_JOB = 5 * 2**30
+"""Bytes: what the rivals of a source of ten thousand items take, the most of all."""
+
+
+def room_for_jobs() -> int:
+    """How many tasks may run at a time here: one a core, as far as the free memory goes."""
+    return max(1, min(os.cpu_count() or 1, psutil.virtual_memory().available // _MEMORY_A_JOB))
+
+
+def needed(task: str) -> list[str]:
+    """A task and all that it is made from, in the order of the chain."""
+    wanted, pending = set(), [task]
+    while pending:
+        name = pending.pop()
+        wanted.add(name)
+        pending += [below for below in TASKS[name].inputs if below not in wanted]
+    return [name for name in TASKS if name in wanted]
+
+
+def missing(task: str, resolver: Resolver) -> dict[Work, set[Work]]:
+    """What must run before a task's result is there, each with what of it must run first."""
+    found: dict[Work, set[Work]] = {}
+    for name in reversed(needed(task)):
+        work = (name, resolver.fingerprint(name))
+        wanted = name == task or any(work in inputs for inputs in found.values())
+        if wanted and resolver.manifest(name) is None:
+            found[work] = {(below, resolver.fingerprint(below)) for below in TASKS[name].inputs}
+    return {work: {one for one in inputs if one in found} for work, inputs in found.items()}
 
 
 def check_graph(resolver: Resolver) -> None:

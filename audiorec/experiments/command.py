@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import date
@@ -93,19 +92,9 @@ def describe(
     )
 
 
-def run_experiment(wanted: Wanted, say: Callable[[str], None] = print) -> Path:
-    """Compute the cells that are missing and write the page."""
-    started = time.monotonic()
-    runner = Runner(wanted.experiment, say)
-    cells = wanted.cells
-    results, left_out = [], {}
-    for number, cell in enumerate(cells, 1):
-        try:
-            results.append(runner.run(cell))
-        except NotPossible as error:
-            left_out[cell.label] = str(error)
-        state = "left out" if cell.label in left_out else "done"
-        say(f"{number} of {len(cells)} cells after {time.monotonic() - started:.0f} s: {cell.label}, {state}")
+def run_experiment(wanted: Wanted, say: Callable[[str], None] = print, jobs: int | None = None) -> Path:
+    """Compute the cells that are missing, `jobs` tasks at a time (None: as there is room), and write the page."""
+    results, left_out = Runner(wanted.experiment, say, jobs).run(wanted.cells)
     if not results:
         raise BadData(
             f"{wanted.name} cannot be made of {wanted.experiment.source}: {next(iter(left_out.values()))}"

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from audiorec.cli import app
 from audiorec.errors import AudiorecError, BadData, BadSettings, Busy, ExitCode
-from audiorec.experiments.cells import Runner, failure
+from audiorec.experiments.cells import Runner, failure, needed
 from audiorec.experiments.command import describe
 from audiorec.runner import run_task
 from audiorec.settings import as_toml, load_settings
@@ -115,7 +115,7 @@ def place(tiny_source: Path, tiny: Any, tmp_path_factory: pytest.TempPathFactory
             wanted = describe(table, str(source), tiny.as_of, None, None, 1, out, None, settings)
             runner = Runner(wanted.experiment)
             for cell in wanted.table.cells((1,)):
-                for task in Runner._needed(cell.task):
+                for task in needed(cell.task):
                     resolver = runner.resolver(cell)
                     if resolver.manifest(task) is None:
                         run_task(task, resolver.settings, tiny.as_of, extract=resolver.fingerprint("extract"))
