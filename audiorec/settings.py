@@ -204,7 +204,8 @@ class TaskResources(Group):
 
 
 def _resources() -> dict[str, TaskResources]:
-    heavy = TaskResources(memory_mb=10_000, timeout_minutes=240)
+    # One thread: two that sleep while they wait for each other train more slowly (docs/tuning.md).
+    heavy = TaskResources(memory_mb=10_000, threads=1, timeout_minutes=240)
     return {
         "extract": TaskResources(memory_mb=6_000),
         "validate": TaskResources(memory_mb=3_000, timeout_minutes=30),
