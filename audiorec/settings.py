@@ -480,11 +480,13 @@ class Rivals(Group):
 
     models: tuple[str, ...] = setting((), "those that are run, by the names tables show; empty for all")
     item_knn_shrinkage: tuple[float, ...] = setting(
-        (10.0, 30.0, 100.0), "item-kNN: pseudo-users", unit="users"
+        (10.0, 30.0, 100.0), "item-kNN: pseudo-users", unit="users", min_length=1
     )
-    ease_ridge: tuple[float, ...] = setting((300.0, 1_000.0, 3_000.0), "EASE: L2 on the item weights")
+    ease_ridge: tuple[float, ...] = setting(
+        (300.0, 1_000.0, 3_000.0), "EASE: L2 on the item weights", min_length=1
+    )
     als_factors: int = setting(128, "ALS (implicit)", gt=0)
-    als_regularization: tuple[float, ...] = setting((0.1, 10.0, 100.0), "ALS: L2")
+    als_regularization: tuple[float, ...] = setting((0.1, 10.0, 100.0), "ALS: L2", min_length=1)
     bpr_factors: int = setting(64, "BPR (implicit)", gt=0)
     bpr_iterations: int = setting(100, "BPR: passes", gt=0)
     lightgcn_dim: int = setting(64, "LightGCN (PyG)", gt=0)
@@ -492,7 +494,9 @@ class Rivals(Group):
     lightgcn_epochs: int = setting(20, "LightGCN: at most; the best on validation is kept", gt=0)
     user_graph_dim: int = setting(128, "HGNN-w-users: length of an embedding", gt=0)
     user_graph_steps: int = setting(80, "HGNN-w-users: at most; the best on validation is kept", gt=0)
-    gbdt_trees: tuple[int, ...] = setting((10, 20, 40, 80, 160, 320), "boosted ranker (LightGBM): trees")
+    gbdt_trees: tuple[int, ...] = setting(
+        (10, 20, 40, 80, 160, 320), "boosted ranker (LightGBM): trees", min_length=1
+    )
     gbdt_negatives: int = setting(100, "boosted ranker: titles not chosen, a target", gt=0)
     gbdt_targets: int = setting(4_000, "boosted ranker: training targets, evenly spread", gt=0)
     seed: int = setting(1, "random seed")

@@ -7,6 +7,7 @@ there is not computed again, whoever made it, and a page can say whether what it
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
@@ -14,8 +15,9 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from datetime import date
@@ -29,6 +31,7 @@ import psutil
 from audiorec.chain import TASKS
 from audiorec.cuts import cuts
 from audiorec.errors import AudiorecError, BadData, BadSettings, Busy, Corrupt, Unavailable
+from audiorec.launcher import child_environment, end_children
 from audiorec.runner import Resolver
 from audiorec.settings import Settings, as_toml, load_settings
 from audiorec.store import Manifest, Store
@@ -157,8 +160,8 @@ class Runner:
         A task that several cells share runs once; tasks that need nothing of each other run side by side.
 
         Raises:
-            AudiorecError: a task failed; the message is the task's own, or the end of its log. What ran beside it is
-                brought to its end first and kept.
+            AudiorecError: a task failed; the message is the task's own, or the end of its log. Nothing more is begun, and
+                what ran beside it is brought to its end first and kept.
         """
         started = time.monotonic()
         ready, left_out = self._begin(cells)
@@ -183,19 +186,29 @@ class Runner:
         order.prepare()
         waiting: list[Work] = []
         running: dict[Future[None], Work] = {}
-        with ThreadPoolExecutor(self._jobs) as pool:
-            while order.is_active():
+        failed: list[AudiorecError] = []
+        with ThreadPoolExecutor(self._jobs) as pool, _ending_children():
+            while running or (order.is_active() and not failed):
                 waiting = sorted([*waiting, *order.get_ready()], key=lambda work: place[work])
-                while waiting and len(running) < self._jobs:
-                    work = waiting.pop(0)
-                    running[pool.submit(self._run_task, work[0], *wanted_by[work])] = work
+                while waiting and len(running) < self._jobs and not failed:
+                    work, at_once = waiting.pop(0), min(self._jobs, len(running) + len(waiting) + 1)
+                    running[pool.submit(self._run_task, work[0], *wanted_by[work], at_once)] = work
                 finished, _ = wait(running, return_when=FIRST_COMPLETED)
                 for future in finished:
-                    future.result()
                     work = running.pop(future)
+                    try:
+                        future.result()
+                    except AudiorecError as error:
+                        failed.append(error)
+                        self._say(f"failed: {wanted_by[work][0].label}: {error}")
+                        continue
                     left.discard(work)
                     order.done(work)
+                if failed and running:
+                    self._say(f"waiting for {len(running)} task(s) that ran beside it")
                 tell()
+        if failed:
+            raise failed[0]
         return [self._result(cell, resolver) for cell, resolver in ready], left_out
 
     def _begin(self, cells: Sequence[Cell]) -> tuple[list[tuple[Cell, Resolver]], dict[str, str]]:
@@ -206,7 +219,7 @@ class Runner:
             try:
                 resolver = self.resolver(cell)
                 if resolver.manifest("extract") is None:
-                    self._run_task("extract", cell, resolver)
+                    self._run_task("extract", cell, resolver, at_once=1)
                 check_graph(resolver)
                 check_days(resolver, judged=cell.task != "analysis")
             except NotPossible as error:
@@ -224,16 +237,17 @@ class Runner:
         """Whether a cell with this fingerprint is what the code and settings of now would give."""
         return self.resolver(cell).fingerprint(cell.task) == fingerprint
 
-    def _run_task(self, task: str, cell: Cell, resolver: Resolver) -> None:
-        """In a process of its own, as Airflow does: its memory is its own, a crash ends no experiment."""
+    def _run_task(self, task: str, cell: Cell, resolver: Resolver, at_once: int) -> None:
+        """In a process of its own, as Airflow does: its memory is its own, a crash ends no experiment.
+
+        at_once: how many tasks share the cores.
+        """
         self._say(f"{cell.label}: {task}")
-        settings = self._sharing_cores(resolver.settings, task)
+        settings = sharing_cores(resolver.settings, task, at_once)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "settings.toml"
             path.write_text(as_toml(settings), encoding="utf-8")
-            environment = {k: v for k, v in os.environ.items() if not _is_setting(k)}
-            if self._jobs > 1:
-                environment["OMP_WAIT_POLICY"] = "PASSIVE"  # As beside other tasks in Airflow.
+            environment = child_environment(settings.resources[task])
             ended = subprocess.run(
                 [
                     sys.executable,
@@ -246,20 +260,13 @@ class Runner:
                     "--extract",
                     resolver.fingerprint("extract"),
                 ],
-                env=environment,
+                env={k: v for k, v in environment.items() if not _is_setting(k)},
                 capture_output=True,
                 text=True,
                 check=False,
             )
         if ended.returncode:
             raise failure(task, ended.returncode, ended.stdout, ended.stderr)
-
-    def _sharing_cores(self, settings: Settings, task: str) -> Settings:
-        """The settings with no more threads than a task's share of the cores; no result depends on them."""
-        own = settings.resources[task]
-        share = max(1, (os.cpu_count() or 1) // self._jobs)
-        limits = own.model_copy(update={"threads": min(own.threads, share)})
-        return settings.model_copy(update={"resources": {**settings.resources, task: limits}})
 
     def _cost(self, resolver: Resolver, cell: Cell) -> dict[str, dict[str, float]]:
         found = {}
@@ -280,8 +287,41 @@ _MEMORY_A_JOB = 5 * 2**30
 
 
 def room_for_jobs() -> int:
-    """How many tasks may run at a time here: one a core, as far as the free memory goes."""
-    return max(1, min(os.cpu_count() or 1, psutil.virtual_memory().available // _MEMORY_A_JOB))
+    """How many tasks may run at a time here: one a core that we may use, as far as the free memory goes."""
+    return max(1, min(_cores(), psutil.virtual_memory().available // _MEMORY_A_JOB))
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0))
+
+
+def sharing_cores(settings: Settings, task: str, at_once: int) -> Settings:
+    """The settings with no more threads than a task's share of the cores among `at_once`.
+
+    Threads are no part of a fingerprint; another number may change the last digits (docs/tuning.md).
+    """
+    own = settings.resources[task]
+    limits = own.model_copy(update={"threads": min(own.threads, max(1, _cores() // at_once))})
+    return settings.model_copy(update={"resources": {**settings.resources, task: limits}})
+
+
+@contextlib.contextmanager
+def _ending_children() -> Iterator[None]:
+    """An interrupt or a SIGTERM that reaches only us ends our tasks, too: they would work on with nobody waiting."""
+
+    def interrupt(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    ours = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, interrupt) if ours else None
+    try:
+        yield
+    except KeyboardInterrupt:
+        end_children()
+        raise
+    finally:
+        if ours:
+            signal.signal(signal.SIGTERM, before)
 
 
 def needed(task: str) -> list[str]:

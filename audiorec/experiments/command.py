@@ -34,7 +34,8 @@ class Wanted:
 
     @property
     def cells(self) -> list[Cell]:
-        return self.table.all_cells(self.seeds, has_truth(self.experiment.source))
+        rivals = load_settings(self.experiment.settings_file, self.experiment.profile).rivals.models
+        return self.table.all_cells(self.seeds, has_truth(self.experiment.source), rivals)
 
     @property
     def page(self) -> Path:

@@ -7,8 +7,9 @@ time; `beyond` goes on where the paper stops.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from audiorec.errors import BadSettings
 from audiorec.experiments.cells import Cell, seeded
 
 OURS, WITHOUT = "2T-HGNN", "2T"
@@ -29,10 +30,25 @@ class Table:
     ceiling: bool = False
     """The oracle joins in where the source is a simulation."""
 
-    def all_cells(self, seeds: Sequence[int], simulated: bool) -> list[Cell]:
-        """The cells on a source; the oracle's, which no seed changes, last."""
+    def all_cells(self, seeds: Sequence[int], simulated: bool, rivals: Sequence[str] = ()) -> list[Cell]:
+        """The cells on a source; the oracle's, which no seed changes, last.
+
+        rivals: the only ones that are wanted; empty for all.
+
+        Raises:
+            BadSettings: one of them does not exist.
+        """
+        unknown = sorted({*rivals} - {*_SEEDED, *_SEEDLESS})
+        if unknown:
+            raise BadSettings(
+                f"rivals.models names {unknown}, which do not exist; known: {', '.join(_SEEDLESS + _SEEDED)}"
+            )
+        found = [
+            _of_rivals(cell, rivals) if cell.task == "rivals" and rivals else cell
+            for cell in self.cells(seeds)
+        ]
         oracle = [seeded("default", seeds[0], "oracle")] if self.ceiling and simulated else []
-        return self.cells(seeds) + oracle
+        return [cell for cell in found if cell is not None] + oracle
 
 
 _SEEDLESS = ("LLM-KNN", "item-kNN", "item-kNN x recent popularity", "EASE")
@@ -52,6 +68,15 @@ def _everybody(seeds: Sequence[int]) -> list[Cell]:
 
 def _rivals(name: str, seed: int, models: Sequence[str]) -> Cell:
     return seeded(name, seed, "rivals", {"rivals": {"models": list(models)}})
+
+
+def _of_rivals(cell: Cell, wanted: Sequence[str]) -> Cell | None:
+    """A cell of rivals with the wanted ones of its own; None if there is none among them."""
+    own = cell.overrides["rivals"]
+    models = [name for name in own["models"] if name in wanted]
+    if not models:
+        return None
+    return replace(cell, overrides={**cell.overrides, "rivals": {**own, "models": models}})
 
 
 _ONE = {"models": ["2T-HGNN"]}
@@ -119,8 +144,8 @@ def _scarcity(seeds: Sequence[int]) -> list[Cell]:
     found = []
     for share in SHARES:
         for seed in seeds:
-            # The whole is what tables 2 and 3 are made of, and is not computed again.
-            kept = {"scarcity": {"share": share, "seed": seed}} if share < 1 else {}
+            # Of the whole, which tables 2 and 3 are made of as well, the seed chooses nothing: one name for all.
+            kept = {"scarcity": {"share": share, "seed": seed if share < 1 else 1}}
             found += [
                 seeded(share_name(share), seed, "evaluate", kept),
                 seeded(share_name(share), seed, "rivals", {**kept, "rivals": _AT_ALL_SHARES}),

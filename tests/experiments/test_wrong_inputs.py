@@ -114,7 +114,7 @@ def place(tiny_source: Path, tiny: Any, tmp_path_factory: pytest.TempPathFactory
             settings, out = cls.settings(source), cls.pages / name
             wanted = describe(table, str(source), tiny.as_of, None, None, 1, out, None, settings)
             runner = Runner(wanted.experiment)
-            for cell in wanted.table.cells((1,)):
+            for cell in wanted.cells:
                 for task in needed(cell.task):
                     resolver = runner.resolver(cell)
                     if resolver.manifest(task) is None:
