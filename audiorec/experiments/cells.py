@@ -163,53 +163,61 @@ class Runner:
             AudiorecError: a task failed; the message is the task's own, or the end of its log. Nothing more is begun, and
                 what ran beside it is brought to its end first and kept.
         """
+        with _sigterm_as_interrupt():
+            ready, left_out = self._begin(cells)
+            self._work_off(ready, len(cells))
+        return [self._result(cell, resolver) for cell, resolver in ready], left_out
+
+    def _work_off(self, ready: Sequence[tuple[Cell, Resolver]], of: int) -> None:
+        """Run what is missing, the first cell first with all that it needs: what is cut short has finished cells."""
         started = time.monotonic()
-        ready, left_out = self._begin(cells)
         order: TopologicalSorter[Work] = TopologicalSorter()
         wanted_by: dict[Work, tuple[Cell, Resolver]] = {}
         for cell, resolver in ready:
             for work, inputs in missing(cell.task, resolver).items():
                 order.add(work, *inputs)
                 wanted_by.setdefault(work, (cell, resolver))
-        # The first cell comes first with all that it needs, so that what is cut short has finished cells.
         place = {work: number for number, work in enumerate(wanted_by)}
-        open_cells, left = list(ready), set(wanted_by)
+        unfinished, left = list(ready), set(wanted_by)
 
         def tell() -> None:
-            for cell, resolver in list(open_cells):
+            for cell, resolver in list(unfinished):
                 if (cell.task, resolver.fingerprint(cell.task)) not in left:
-                    open_cells.remove((cell, resolver))
-                    done, seconds = len(cells) - len(open_cells), time.monotonic() - started
-                    self._say(f"{done} of {len(cells)} cells after {seconds:.0f} s: {cell.label}, done")
+                    unfinished.remove((cell, resolver))
+                    done, seconds = of - len(unfinished), time.monotonic() - started
+                    self._say(f"{done} of {of} cells after {seconds:.0f} s: {cell.label}, done")
 
         tell()
         order.prepare()
         waiting: list[Work] = []
         running: dict[Future[None], Work] = {}
         failed: list[AudiorecError] = []
-        with ThreadPoolExecutor(self._jobs) as pool, _ending_children():
-            while running or (order.is_active() and not failed):
-                waiting = sorted([*waiting, *order.get_ready()], key=lambda work: place[work])
-                while waiting and len(running) < self._jobs and not failed:
-                    work, at_once = waiting.pop(0), min(self._jobs, len(running) + len(waiting) + 1)
-                    running[pool.submit(self._run_task, work[0], *wanted_by[work], at_once)] = work
-                finished, _ = wait(running, return_when=FIRST_COMPLETED)
-                for future in finished:
-                    work = running.pop(future)
-                    try:
-                        future.result()
-                    except AudiorecError as error:
-                        failed.append(error)
-                        self._say(f"failed: {wanted_by[work][0].label}: {error}")
-                        continue
-                    left.discard(work)
-                    order.done(work)
-                if failed and running:
-                    self._say(f"waiting for {len(running)} task(s) that ran beside it")
-                tell()
+        with ThreadPoolExecutor(self._jobs) as pool:
+            try:
+                while running or (order.is_active() and not failed):
+                    waiting = sorted([*waiting, *order.get_ready()], key=lambda work: place[work])
+                    while waiting and len(running) < self._jobs and not failed:
+                        work, at_once = waiting.pop(0), min(self._jobs, len(running) + len(waiting) + 1)
+                        running[pool.submit(self._run_task, work[0], *wanted_by[work], at_once)] = work
+                    for future in wait(running, return_when=FIRST_COMPLETED).done:
+                        work = running.pop(future)
+                        try:
+                            future.result()
+                        except AudiorecError as error:
+                            failed.append(error)
+                            beside = f"; waiting for {len(running)} beside it" if running else ""
+                            self._say(f"failed: {wanted_by[work][0].label}: {error}{beside}")
+                        else:
+                            left.discard(work)
+                            order.done(work)
+                    tell()
+            except KeyboardInterrupt:
+                # Again and again: one of them may not have begun when we looked first.
+                while wait(running, timeout=0.2).not_done:
+                    end_children()
+                raise
         if failed:
             raise failed[0]
-        return [self._result(cell, resolver) for cell, resolver in ready], left_out
 
     def _begin(self, cells: Sequence[Cell]) -> tuple[list[tuple[Cell, Resolver]], dict[str, str]]:
         """Extract what the cells are made from, and see which of them make sense on it before hours of work."""
@@ -306,22 +314,20 @@ def sharing_cores(settings: Settings, task: str, at_once: int) -> Settings:
 
 
 @contextlib.contextmanager
-def _ending_children() -> Iterator[None]:
-    """An interrupt or a SIGTERM that reaches only us ends our tasks, too: they would work on with nobody waiting."""
+def _sigterm_as_interrupt() -> Iterator[None]:
+    """What ends only us is to end our tasks, too: they would work on with nobody waiting."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
 
     def interrupt(number: int, frame: Any) -> None:
         raise KeyboardInterrupt
 
-    ours = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGTERM, interrupt) if ours else None
+    before = signal.signal(signal.SIGTERM, interrupt)
     try:
         yield
-    except KeyboardInterrupt:
-        end_children()
-        raise
     finally:
-        if ours:
-            signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, before)
 
 
 def needed(task: str) -> list[str]:

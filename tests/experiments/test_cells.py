@@ -159,8 +159,10 @@ def test_an_interrupt_that_reaches_only_us_ends_the_tasks(tiny_chain: Chain, tmp
         for line in process.stdout:
             if line.rstrip().endswith((": embed_text", ": embed_music")):
                 break
-        tasks = psutil.Process(process.pid).children(recursive=True)
-        assert tasks
+        own, until = psutil.Process(process.pid), time.monotonic() + 20
+        while not (tasks := own.children(recursive=True)):  # The line comes a moment before the process.
+            assert time.monotonic() < until
+            time.sleep(0.05)
         process.send_signal(number)
         assert process.wait(timeout=20) != 0
         _, alive = psutil.wait_procs(tasks, timeout=5)
