@@ -17,7 +17,7 @@ from audiorec.experiments.cells import Experiment, Result
 from audiorec.experiments.oracle import ORACLE
 from audiorec.experiments.protocol import PANELS, SEGMENTS, TIERS, UNSTREAMED, segment_mask
 from audiorec.experiments.publish import commit, processor
-from audiorec.experiments.tables import OURS, WITHOUT, Table
+from audiorec.experiments.tables import OURS, SEEDLESS, WITHOUT, Table
 from audiorec.settings import Evaluation
 from models.metrics import (
     Interval,
@@ -374,11 +374,13 @@ def finish_judged(
     """`finish` for pages that judge models on a hold-out: how it was done, and the plot after the tables."""
     settings = page.experiment.settings(results[0].cell)
     window = settings.time.window_days
+    spread = "One seed" if len(seeds) == 1 else f"± is the standard deviation over {len(seeds)} seeds"
+    if len(seeds) > 1 and any(result.cell.name == SEEDLESS for result in results):
+        spread += " (no seed changes the models that have none)"
     about = (
         f"Hold-out: {settings.time.holdout_days} days up to {page.experiment.as_of}; window: "
         f"{window if window == 'all' else f'{window} days'}. Exact ranking over the whole catalogue; titles once streamed "
-        f"are left out. ± is the standard deviation over {len(seeds)} seed(s); intervals are bootstrapped over users, paired "
-        "where two models are compared."
+        f"are left out. {spread}; intervals are bootstrapped over users, paired where two models are compared."
     )
     bounds = {"bounds": f"at most {settings.hgnn.edges_per_epoch} supervised edges an epoch"}
     return finish(page, results, rows, about, [*body, f"![Hit rates]({page.name}.png)"], seeds, bounds)

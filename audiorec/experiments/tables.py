@@ -51,6 +51,9 @@ class Table:
         return [cell for cell in found if cell is not None] + oracle
 
 
+SEEDLESS = "seedless"
+"""Name of the cell of the rivals that no seed changes."""
+
 _SEEDLESS = ("LLM-KNN", "item-kNN", "item-kNN x recent popularity", "EASE")
 _SEEDED = ("HGNN", "HGNN-w-users", "ALS", "BPR", "LightGCN", "boosted trees")
 """Rivals by whether a seed changes them; of HGNN it is the seed of the embeddings."""
@@ -63,7 +66,7 @@ def _everybody(seeds: Sequence[int]) -> list[Cell]:
         for seed in seeds
         for cell in (seeded("default", seed, "evaluate"), _rivals("default", seed, _SEEDED))
     ]
-    return [*found, _rivals("seedless", seeds[0], _SEEDLESS)]
+    return [*found, _rivals(SEEDLESS, seeds[0], _SEEDLESS)]
 
 
 def _rivals(name: str, seed: int, models: Sequence[str]) -> Cell:
