@@ -153,6 +153,8 @@ def test_an_interrupt_that_reaches_only_us_ends_the_tasks(tiny_chain: Chain, tmp
             stdout=subprocess.PIPE,
             text=True,
             start_new_session=True,
+            # A test run in the background of a shell ignores interrupts, and its children would.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             cwd=Path(__file__).parents[2],
         )
         assert process.stdout is not None

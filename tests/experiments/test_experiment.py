@@ -280,8 +280,8 @@ def test_the_papers_configuration_is_a_row_of_table_1_and_an_option_of_all(place
     from audiorec.settings import load_settings
 
     wanted = describe("table1", "somewhere", date(2026, 1, 1), None, None, None, None, "smoke", None)
-    *_, row = wanted.cells
-    assert row.name == "the paper's configuration"
+    whole_model, row, *_ = wanted.cells
+    assert (whole_model.name, row.name) == ("2T-HGNN", "the paper's configuration")
     paper = load_settings(None, "smoke", recipe="paper")
     assert wanted.experiment.settings(row).graph == paper.graph != load_settings(None, "smoke").graph
     whole = describe("table2", "somewhere", date(2026, 1, 1), None, None, None, None, "smoke", None, "paper")
