@@ -10,6 +10,7 @@ import os
 import shutil
 import sys
 from datetime import UTC, date, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -354,8 +355,7 @@ def experiment(
                 errors.print(line, markup=False, highlight=False, soft_wrap=True)
             console.print(f"{wanted.page}: {'stale' if stale else 'current'}", highlight=False)
             raise typer.Exit(1 if stale else 0)
-        say = lambda text: console.print(text, highlight=False, soft_wrap=True)  # noqa: E731
-        page = run_experiment(wanted, say, jobs)
+        page = run_experiment(wanted, partial(console.print, highlight=False, soft_wrap=True), jobs)
         console.print(f"written: {page}", highlight=False)
 
 

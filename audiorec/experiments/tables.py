@@ -43,12 +43,9 @@ class Table:
             raise BadSettings(
                 f"rivals.models names {unknown}, which do not exist; known: {', '.join(_SEEDLESS + _SEEDED)}"
             )
-        found = [
-            _of_rivals(cell, rivals) if cell.task == "rivals" and rivals else cell
-            for cell in self.cells(seeds)
-        ]
+        found = [of for cell in self.cells(seeds) if (of := _of_rivals(cell, rivals)) is not None]
         oracle = [seeded("default", seeds[0], "oracle")] if self.ceiling and simulated else []
-        return [cell for cell in found if cell is not None] + oracle
+        return found + oracle
 
 
 SEEDLESS = "seedless"
@@ -74,7 +71,9 @@ def _rivals(name: str, seed: int, models: Sequence[str]) -> Cell:
 
 
 def _of_rivals(cell: Cell, wanted: Sequence[str]) -> Cell | None:
-    """A cell of rivals with the wanted ones of its own; None if there is none among them."""
+    """A cell of rivals with the wanted ones of its own, None if there is none among them; any other as it is."""
+    if cell.task != "rivals" or not wanted:
+        return cell
     own = cell.overrides["rivals"]
     models = [name for name in own["models"] if name in wanted]
     if not models:
