@@ -21,10 +21,13 @@ from audiorec.experiments.pages import (
 )
 from audiorec.experiments.protocol import segment_mask
 from audiorec.experiments.tables import OURS, SHARES, WITHOUT, share_name
+from audiorec.settings import Evaluation
 
 POPULAR = "popularity, recent"
 AGAINST = (WITHOUT, POPULAR, "popularity, whole window")
 """What 2T-HGNN is to be ahead of when little is known."""
+COVERAGE = "coverage"
+"""Share of a panel's titles that are among somebody's recommendations, beside the metrics that are means over users."""
 
 
 def write(page: Page, results: Sequence[Result]) -> Path:
@@ -42,35 +45,50 @@ def write(page: Page, results: Sequence[Result]) -> Path:
         pairs = [(OURS, other) for other in AGAINST]
         tables.append(differences(found, page.source, name, pairs, settings))
     rows = pd.concat(tables, ignore_index=True)
-    _plot(by_share, page.out / f"{page.name}.png")
+    _plot(by_share, page.out / f"{page.name}.png", settings)
     seeds = by_share[SHARES[0]].seeds
-    return finish_judged(page, results, rows[list(COLUMNS)], _markdown(by_share, rows), seeds)
+    return finish_judged(page, results, rows[list(COLUMNS)], _markdown(by_share, rows, settings), seeds)
 
 
 def rate(found: Figures, panel: str, metric: str, model: str) -> np.ndarray:
-    """The figure of all users by seed, [seeds]."""
+    """The figure of all users by seed, [seeds]: a mean over users, or their coverage of the catalogue."""
+    if metric == COVERAGE:
+        rows = found.coverage
+        chosen = (rows["panel"] == panel) & (rows["segment"] == "all") & (rows["model"] == model)
+        return rows[chosen].sort_values("seed")["coverage"].to_numpy()
     inside = segment_mask(found.segment, "all")
     return np.asarray(np.nanmean(found.values[panel, metric][inside, found.models.index(model)], axis=0))
 
 
-def _difference(rows: pd.DataFrame, panel: str, other: str, share: float) -> str:
-    """2T-HGNN less another model among the CSV's rows."""
+def _difference(rows: pd.DataFrame, found: Figures, panel: str, other: str, share: float) -> str:
+    """2T-HGNN less another model among the CSV's rows, and in how many seeds it is ahead.
+
+    The interval is over users, each one's mean over seeds, so it says nothing of which pairs a seed happened to keep.
+    """
     own = rows[
         (rows["panel"] == panel)
         & (rows["segment"] == "all")
         & rows["table"].str.endswith(f" {share:g}")
         & rows["metric"].str.endswith(less("", other))
     ].iloc[0]
-    return f"{own['value']:+.3f} [{own['low']:+.3f}, {own['high']:+.3f}]"
+    hit = found.metrics[0]
+    ahead = rate(found, panel, hit, OURS) > rate(found, panel, hit, other)
+    counted = f", {ahead.sum()} of {len(ahead)}" if len(ahead) > 1 else ""
+    return f"{own['value']:+.3f} [{own['low']:+.3f}, {own['high']:+.3f}]{counted}"
 
 
-def _markdown(by_share: Mapping[float, Figures], rows: pd.DataFrame) -> list[str]:
+def _name(metric: str, settings: Evaluation) -> str:
+    """How a metric is called on the page."""
+    return f"coverage@{settings.depth}" if metric == COVERAGE else metric
+
+
+def _markdown(by_share: Mapping[float, Figures], rows: pd.DataFrame, settings: Evaluation) -> list[str]:
     lines = []
     some = by_share[SHARES[0]]
     for panel in ("known", "full"):
-        for metric in some.metrics:
+        for metric in (*some.metrics, COVERAGE):
             lines += [
-                f"## {metric}, panel {panel}",
+                f"## {_name(metric, settings)}, panel {panel}",
                 "",
                 "| model | " + " | ".join(share_name(share) for share in SHARES) + " |",
                 "|---|" + "---|" * len(SHARES),
@@ -80,14 +98,15 @@ def _markdown(by_share: Mapping[float, Figures], rows: pd.DataFrame) -> list[str
                 lines.append(
                     f"| {model} | "
                     + " | ".join(
-                        f"{np.mean(one):.3f} ± {np.std(one, ddof=1) if len(one) > 1 else 0:.3f}"
+                        f"{np.mean(one):.3f}" + (f" ± {np.std(one, ddof=1):.3f}" if len(one) > 1 else "")
                         for one in cells
                     )
                     + " |"
                 )
             lines.append("")
         lines += [
-            f"## 2T-HGNN less others, {some.metrics[0]}, panel {panel} [95% over users, mean over seeds]",
+            f"## 2T-HGNN less others, {some.metrics[0]}, panel {panel} [95% over users, mean over seeds]"
+            + (", seeds in which it is ahead" if len(some.seeds) > 1 else ""),
             "",
             "| against | " + " | ".join(share_name(share) for share in SHARES) + " |",
             "|---|" + "---|" * len(SHARES),
@@ -95,25 +114,34 @@ def _markdown(by_share: Mapping[float, Figures], rows: pd.DataFrame) -> list[str
         for other in AGAINST:
             lines.append(
                 f"| {other} | "
-                + " | ".join(_difference(rows, panel, other, share) for share in SHARES)
+                + " | ".join(_difference(rows, by_share[share], panel, other, share) for share in SHARES)
                 + " |"
             )
         lines.append("")
     return lines
 
 
-def _plot(by_share: Mapping[float, Figures], target: Path) -> None:
-    """Hit rate against the share kept, a line a model, a dot a seed."""
+def _plot(by_share: Mapping[float, Figures], target: Path, settings: Evaluation) -> None:
+    """Four figures against the share kept, a line a model, a small dot a seed."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
     some = by_share[SHARES[0]]
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4.6), sharey=True, layout="constrained")
-    for axis, panel in zip(axes, ("known", "full"), strict=True):
+    hit, _, tail = some.metrics
+    known, full = "titles streamed before the split", "all published titles"
+    figure, axes = plt.subplots(2, 2, figsize=(11, 8), sharex=True, layout="constrained")
+    drawn = (
+        (axes[0, 0], "known", hit, known),
+        (axes[0, 1], "full", hit, full),
+        (axes[1, 0], "known", tail, known),
+        (axes[1, 1], "known", COVERAGE, known),
+    )
+    colours = plt.get_cmap("tab20").colors
+    for axis, panel, metric, title in drawn:
         for number, model in enumerate(some.models):
-            rates = [rate(by_share[share], panel, some.metrics[0], model) for share in SHARES]
+            rates = [rate(by_share[share], panel, metric, model) for share in SHARES]
             bold = model in (OURS, WITHOUT, POPULAR)
             [line] = axis.plot(
                 SHARES,
@@ -121,7 +149,7 @@ def _plot(by_share: Mapping[float, Figures], target: Path) -> None:
                 marker="o",
                 label=model,
                 linewidth=2.4 if bold else 1.1,
-                color=f"C{number}",
+                color=colours[(2 * number + number // 10) % len(colours)],
                 alpha=1.0 if bold else 0.6,
             )
             for share, one in zip(SHARES, rates, strict=True):
@@ -129,11 +157,13 @@ def _plot(by_share: Mapping[float, Figures], target: Path) -> None:
         axis.set_xscale("log")
         axis.set_xticks(SHARES, [f"{share:.0%}" for share in SHARES])
         axis.minorticks_off()
-        axis.set_xlabel("share of audiobook pairs kept (log scale)")
-        axis.set_title({"known": "titles streamed before the split", "full": "all published titles"}[panel])
+        axis.set_title(title, fontsize=10)
+        unit = "share of the titles" if metric == COVERAGE else "share of users"
+        axis.set_ylabel(f"{_name(metric, settings)} ({unit})")
         axis.grid(alpha=0.3)
-    axes[0].set_ylabel(f"{some.metrics[0]} (share of users)")
-    handles, labels = axes[0].get_legend_handles_labels()
+    for axis in axes[1]:
+        axis.set_xlabel("share of audiobook pairs kept (log scale)")
+    handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right center", fontsize=8, frameon=False)
     figure.savefig(target, dpi=110, metadata={"Software": None})
     plt.close(figure)

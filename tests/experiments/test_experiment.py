@@ -161,7 +161,7 @@ def test_the_scarcity_page_has_a_column_a_share(made: Any, place: Any, monkeypat
     found = place("scarcity", "--source", place.source, "--seeds", "1")
     assert found.exit_code == 0, found.output + found.stderr
     page = (place.work / "pages" / "tiny" / "scarcity.md").read_text()
-    assert page.count("| model | 100% of pairs | 5% of pairs |") == 6
+    assert page.count("| model | 100% of pairs | 5% of pairs |") == 8
     table = pd.read_csv(place.work / "pages" / "tiny" / "scarcity.csv")
     assert set(table["table"]) == {"scarcity 1", "scarcity 0.05"}
     less = table[(table["model"] == "2T-HGNN") & table["metric"].str.startswith("HR@10 less ")]
@@ -173,6 +173,10 @@ def test_the_scarcity_page_has_a_column_a_share(made: Any, place: Any, monkeypat
         for one in (table[table["table"] == "scarcity 1"], ordinary)
     ]
     np.testing.assert_array_equal(ours[0]["value"], ours[1]["value"])
+    cover = table[(table["model"] == "2T-HGNN") & (table["metric"] == "coverage@100")]
+    known = cover[(cover["panel"] == "known") & (cover["segment"] == "all")].set_index("table")["value"]
+    section = page.split("## coverage@100, panel known")[1].split("##")[0]
+    assert f"| 2T-HGNN | {known['scarcity 1']:.3f} | {known['scarcity 0.05']:.3f} |" in section
     users = table[(table["metric"] == "HR@10") & (table["seed"] == "mean")].groupby(["panel", "segment"])[
         "users"
     ]
