@@ -53,10 +53,18 @@ class Figures:
     """panel, segment, model, seed, coverage."""
     metrics: tuple[str, str, str]
     """Names of the hit rate, the MRR and the tail hit rate."""
+    coverage_metric: str
+    """Name of the coverage, which is no mean over users."""
     sliced: Mapping[str, str]
     """Segment of the CSV by the metric that is a slice's hit rate."""
     titles: Mapping[str, int]
     """Titles that are ranked, by panel."""
+
+    def coverage_of(self, panel: str, segment: str, model: str) -> np.ndarray:
+        """A model's coverage by seed, [seeds]."""
+        rows = self.coverage
+        chosen = (rows["panel"] == panel) & (rows["segment"] == segment) & (rows["model"] == model)
+        return rows[chosen].sort_values("seed")["coverage"].to_numpy()
 
 
 def figures(results: Sequence[Result], settings: Evaluation, ablation: bool) -> Figures:
@@ -95,7 +103,8 @@ def figures(results: Sequence[Result], settings: Evaluation, ablation: bool) -> 
             found[row[chosen], column[chosen], layer[chosen]] = np.where(ranks < 0, np.nan, score)
             values[panel, metric] = found
     titles = next(found["titles"] for found in (r.manifest.facts for r in results) if "titles" in found)
-    return Figures(models, seeds, users.to_numpy(object), values, coverage, metrics, sliced, titles)
+    cover = f"coverage@{settings.depth}"
+    return Figures(models, seeds, users.to_numpy(object), values, coverage, metrics, cover, sliced, titles)
 
 
 def _mean_over_seeds(values: np.ndarray) -> np.ndarray:
@@ -149,7 +158,7 @@ def long_form(found: Figures, source: str, table: str, settings: Evaluation) -> 
                     if len(one):
                         rows.append((*shared, one.mean(), np.nan, np.nan, len(one), str(seed)))
     for cover in found.coverage.itertuples():
-        shared = (source, table, cover.panel, cover.model, cover.segment, f"coverage@{settings.depth}")
+        shared = (source, table, cover.panel, cover.model, cover.segment, found.coverage_metric)
         rows.append((*shared, cover.coverage, np.nan, np.nan, 0, str(cover.seed)))
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
@@ -192,7 +201,12 @@ def _cell(values: np.ndarray, inside: np.ndarray, number: int, seeds: bool) -> s
     ]
     if not per_seed:
         return "-"
-    spread = f" ± {np.std(per_seed, ddof=1):.3f}" if seeds and len(per_seed) > 1 else ""
+    return with_spread(per_seed) if seeds else f"{np.mean(per_seed):.3f}"
+
+
+def with_spread(per_seed: Sequence[float] | np.ndarray) -> str:
+    """Mean, and the standard deviation over seeds where there are several."""
+    spread = f" ± {np.std(per_seed, ddof=1):.3f}" if len(per_seed) > 1 else ""
     return f"{np.mean(per_seed):.3f}{spread}"
 
 
@@ -219,7 +233,7 @@ def markdown(found: Figures, table: Table, settings: Evaluation) -> list[str]:
             ),
             "",
             f"| model | {'' if table.segment == 'all' else f'{hit} {table.segment} | '}{hit} all | warm | cold | no history "
-            f"| MRR {table.segment} | {tail} | coverage@{settings.depth} | {hit} {table.segment} against {reference} [95%] |"
+            f"| MRR {table.segment} | {tail} | {found.coverage_metric} | {hit} {table.segment} against {reference} [95%] |"
             + (" share of the oracle's |" if ORACLE in found.models else ""),
             "|---" * (9 + (table.segment != "all") + (ORACLE in found.models)) + "|",
         ]
@@ -235,11 +249,7 @@ def markdown(found: Figures, table: Table, settings: Evaluation) -> list[str]:
                 f"{against.mean:+.3f} [{against.low:+.3f}, {against.high:+.3f}]" if inside.any() else "-"
             )
             every = segment_mask(found.segment, "all")
-            cover = found.coverage[
-                (found.coverage["panel"] == panel)
-                & (found.coverage["segment"] == table.segment)
-                & (found.coverage["model"] == model)
-            ]["coverage"].mean()
+            cover = found.coverage_of(panel, table.segment, model).mean()
             by_segment = " | ".join(
                 _cell(found.values[panel, hit], segment_mask(found.segment, segment), number, False)
                 for segment in ("warm", "cold", "none")

@@ -18,16 +18,14 @@ from audiorec.experiments.pages import (
     finish_judged,
     less,
     long_form,
+    with_spread,
 )
 from audiorec.experiments.protocol import segment_mask
 from audiorec.experiments.tables import OURS, SHARES, WITHOUT, share_name
-from audiorec.settings import Evaluation
 
 POPULAR = "popularity, recent"
 AGAINST = (WITHOUT, POPULAR, "popularity, whole window")
 """What 2T-HGNN is to be ahead of when little is known."""
-COVERAGE = "coverage"
-"""Share of a panel's titles that are among somebody's recommendations, beside the metrics that are means over users."""
 
 
 def write(page: Page, results: Sequence[Result]) -> Path:
@@ -45,17 +43,15 @@ def write(page: Page, results: Sequence[Result]) -> Path:
         pairs = [(OURS, other) for other in AGAINST]
         tables.append(differences(found, page.source, name, pairs, settings))
     rows = pd.concat(tables, ignore_index=True)
-    _plot(by_share, page.out / f"{page.name}.png", settings)
+    _plot(by_share, page.out / f"{page.name}.png")
     seeds = by_share[SHARES[0]].seeds
-    return finish_judged(page, results, rows[list(COLUMNS)], _markdown(by_share, rows, settings), seeds)
+    return finish_judged(page, results, rows[list(COLUMNS)], _markdown(by_share, rows), seeds)
 
 
 def rate(found: Figures, panel: str, metric: str, model: str) -> np.ndarray:
     """The figure of all users by seed, [seeds]: a mean over users, or their coverage of the catalogue."""
-    if metric == COVERAGE:
-        rows = found.coverage
-        chosen = (rows["panel"] == panel) & (rows["segment"] == "all") & (rows["model"] == model)
-        return rows[chosen].sort_values("seed")["coverage"].to_numpy()
+    if metric == found.coverage_metric:
+        return found.coverage_of(panel, "all", model)
     inside = segment_mask(found.segment, "all")
     return np.asarray(np.nanmean(found.values[panel, metric][inside, found.models.index(model)], axis=0))
 
@@ -77,32 +73,20 @@ def _difference(rows: pd.DataFrame, found: Figures, panel: str, other: str, shar
     return f"{own['value']:+.3f} [{own['low']:+.3f}, {own['high']:+.3f}]{counted}"
 
 
-def _name(metric: str, settings: Evaluation) -> str:
-    """How a metric is called on the page."""
-    return f"coverage@{settings.depth}" if metric == COVERAGE else metric
-
-
-def _markdown(by_share: Mapping[float, Figures], rows: pd.DataFrame, settings: Evaluation) -> list[str]:
+def _markdown(by_share: Mapping[float, Figures], rows: pd.DataFrame) -> list[str]:
     lines = []
     some = by_share[SHARES[0]]
     for panel in ("known", "full"):
-        for metric in (*some.metrics, COVERAGE):
+        for metric in (*some.metrics, some.coverage_metric):
             lines += [
-                f"## {_name(metric, settings)}, panel {panel}",
+                f"## {metric}, panel {panel}",
                 "",
                 "| model | " + " | ".join(share_name(share) for share in SHARES) + " |",
                 "|---|" + "---|" * len(SHARES),
             ]
             for model in some.models:
                 cells = [rate(by_share[share], panel, metric, model) for share in SHARES]
-                lines.append(
-                    f"| {model} | "
-                    + " | ".join(
-                        f"{np.mean(one):.3f}" + (f" ± {np.std(one, ddof=1):.3f}" if len(one) > 1 else "")
-                        for one in cells
-                    )
-                    + " |"
-                )
+                lines.append(f"| {model} | " + " | ".join(with_spread(one) for one in cells) + " |")
             lines.append("")
         lines += [
             f"## 2T-HGNN less others, {some.metrics[0]}, panel {panel} [95% over users, mean over seeds]"
@@ -121,7 +105,7 @@ def _markdown(by_share: Mapping[float, Figures], rows: pd.DataFrame, settings: E
     return lines
 
 
-def _plot(by_share: Mapping[float, Figures], target: Path, settings: Evaluation) -> None:
+def _plot(by_share: Mapping[float, Figures], target: Path) -> None:
     """Four figures against the share kept, a line a model, a small dot a seed."""
     import matplotlib
 
@@ -136,9 +120,8 @@ def _plot(by_share: Mapping[float, Figures], target: Path, settings: Evaluation)
         (axes[0, 0], "known", hit, known),
         (axes[0, 1], "full", hit, full),
         (axes[1, 0], "known", tail, known),
-        (axes[1, 1], "known", COVERAGE, known),
+        (axes[1, 1], "known", some.coverage_metric, known),
     )
-    colours = plt.get_cmap("tab20").colors
     for axis, panel, metric, title in drawn:
         for number, model in enumerate(some.models):
             rates = [rate(by_share[share], panel, metric, model) for share in SHARES]
@@ -149,7 +132,7 @@ def _plot(by_share: Mapping[float, Figures], target: Path, settings: Evaluation)
                 marker="o",
                 label=model,
                 linewidth=2.4 if bold else 1.1,
-                color=colours[(2 * number + number // 10) % len(colours)],
+                color=f"C{number}",
                 alpha=1.0 if bold else 0.6,
             )
             for share, one in zip(SHARES, rates, strict=True):
@@ -158,8 +141,8 @@ def _plot(by_share: Mapping[float, Figures], target: Path, settings: Evaluation)
         axis.set_xticks(SHARES, [f"{share:.0%}" for share in SHARES])
         axis.minorticks_off()
         axis.set_title(title, fontsize=10)
-        unit = "share of the titles" if metric == COVERAGE else "share of users"
-        axis.set_ylabel(f"{_name(metric, settings)} ({unit})")
+        unit = "share of the titles" if metric == some.coverage_metric else "share of users"
+        axis.set_ylabel(f"{metric} ({unit})")
         axis.grid(alpha=0.3)
     for axis in axes[1]:
         axis.set_xlabel("share of audiobook pairs kept (log scale)")
