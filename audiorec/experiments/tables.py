@@ -96,6 +96,7 @@ BEYOND: Mapping[str, Mapping[str, Mapping[str, object]]] = {
     "no music": {"two_tower": {"music": False}},
     "no demographics": {"two_tower": {"demographics": False}},
     "no affinities": {"two_tower": {"affinities": False}},
+    "no popularity, and so no affinities": {"two_tower": {"popularity_prior": False}},
     "no introduction of titles nobody streamed": {"two_tower": {"introduction_share": 0.0}},
     "towers' residual whole": {"two_tower": {"residual_share": 1.0}},
     "mean aggregator": {"hgnn": {"aggregator": "mean"}},
