@@ -183,6 +183,12 @@ class Tiny:
     environment = staticmethod(tiny_environment)
 
 
+@pytest.fixture
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands look for services, and for what they were last started with, in ./.audiorec: not in that of a demo here."""
+    monkeypatch.chdir(tmp_path)
+
+
 @pytest.fixture(scope="session")
 def tiny() -> type[Tiny]:
     return Tiny

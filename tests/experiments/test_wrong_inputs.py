@@ -23,7 +23,7 @@ from audiorec.experiments.command import describe
 from audiorec.runner import run_task
 from audiorec.settings import as_toml, load_settings
 
-pytestmark = pytest.mark.long
+pytestmark = [pytest.mark.long, pytest.mark.usefixtures("elsewhere")]
 
 TABLES = (
     "users",

@@ -28,6 +28,9 @@ COMMANDS = {
 }
 
 
+pytestmark = pytest.mark.usefixtures("elsewhere")
+
+
 def call(*arguments: Any, width: int = 200) -> Result:
     return CliRunner(env={"COLUMNS": str(width), "NO_COLOR": "1", "TERM": "dumb"}).invoke(
         app, [str(argument) for argument in arguments]
@@ -271,8 +274,7 @@ def test_a_backfill_says_what_it_would_compute(placed: Any, monkeypatch: pytest.
     assert call("backfill", "2026-11-20", "2026-11-20", "--promote", "fresh").exit_code == 2
 
 
-def test_status_of_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.chdir(tmp_path)
+def test_status_of_nothing():
     found = call("status")
     assert found.exit_code == 0, found.output
     assert "champion of audiobook_recommender: none yet" in found.output

@@ -26,7 +26,7 @@ from audiorec.release import ReleaseControl
 from audiorec.settings import Settings, load_settings
 from audiorec.store import Store
 
-pytestmark = pytest.mark.long
+pytestmark = [pytest.mark.long, pytest.mark.usefixtures("elsewhere")]
 
 NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)
 
