@@ -10,7 +10,7 @@ import pytest
 import schemathesis
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from running import KEY, Running, running
+from running import KEY, NO_KEY_LIMIT, Running, running
 from schemathesis import GenerationMode
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import (
@@ -41,7 +41,7 @@ CHECKS = [
 @pytest.fixture(scope="module")
 def there(releases: Releases, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     work = tmp_path_factory.mktemp("contract")
-    serving = {"follow": "pointer", "requests_per_second": 100_000, "burst": 100_000, "timeout_seconds": 60.0}
+    serving = {"follow": "pointer", "timeout_seconds": 60.0, **NO_KEY_LIMIT}
     settings = releases.copy(work, services={"home": str(work / "home")}, serving=serving)
     as_of = releases.dates[0]
     release = describe(as_of, dict(releases.inputs(as_of, settings)))

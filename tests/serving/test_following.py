@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from mlflow import MlflowClient
-from running import KEY, running, wait_for
+from running import KEY, NO_KEY_LIMIT, running, wait_for
 
 from audiorec.champion import Bundle, describe, write_pointer
 from audiorec.errors import Unavailable
@@ -35,14 +35,7 @@ class Setup:
     """Settings over a copy of the store, and the two dates' releases in it."""
 
     def __init__(self, releases: Releases, work: Path, **serving: Any) -> None:
-        # The limit of a key is not what is tested here: four clients at full speed pass 200 a second on a fast machine.
-        own = {
-            "follow": "pointer",
-            "poll_seconds": 0.1,
-            "requests_per_second": 100_000,
-            "burst": 100_000,
-            **serving,
-        }
+        own = {"follow": "pointer", "poll_seconds": 0.1, **NO_KEY_LIMIT, **serving}
         self.settings = releases.copy(work, services={"home": str(work / "home")}, serving=own)
         self.store = Store(self.settings.store.uri, self.settings.store.scratch)
         self.releases = [

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
-from running import KEY, Running, running, wait_for
+from running import KEY, NO_KEY_LIMIT, Running, running, wait_for
 
 from audiorec.champion import describe, write_pointer
 from audiorec.recommend import Asked, Recommender
@@ -42,8 +42,7 @@ def there(releases: Releases, tmp_path_factory: pytest.TempPathFactory) -> Itera
             "forgotten_file": str(work / "forgotten"),
             "max_body_kb": 64,
             "timeout_seconds": 30.0,
-            "requests_per_second": 100_000,
-            "burst": 100_000,
+            **NO_KEY_LIMIT,
         },
     )
     as_of = releases.dates[0]

@@ -20,6 +20,9 @@ from serving.keys import Keys
 
 KEY = "a-key-of-the-tests-0123456789"
 
+NO_KEY_LIMIT = {"requests_per_second": 100_000, "burst": 100_000}
+"""Settings of a service whose tests ask as fast as the machine can: it refuses nobody for that."""
+
 
 @dataclass(frozen=True)
 class Running:
